@@ -1,0 +1,372 @@
+"""What a run is made of: one frozen dataclass a section, one home for each knob.
+
+A config file is Python (and is run): it defines `get_config(arg=None)` and returns an
+`ml_collections.ConfigDict`, or any mapping. `load` reads it, applies `--config.a.b=value` overrides
+and resolves it into `Config`. Sections with a `name` (model, task, data, optimizer, schedule) keep the
+fields of the named component in `options`; they are checked when the component is built.
+"""
+
+import ast
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import ml_collections
+
+from bigjax import schema
+from bigjax.errors import ConfigError
+from bigjax.schema import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
+
+UNITS = ('steps', 'epochs', 'examples', 'tokens', '%')
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: `500`, `'500 steps'`, `'10 epochs'`, `'1e6 tokens'`, `'5%'` of the run."""
+
+    amount: float
+    unit: str = 'steps'
+
+    @classmethod
+    def parse(cls, value: Any) -> 'Duration':
+        """Raises: ValueError saying what was expected."""
+        expected = "steps (an int >= 0), or a text such as '10 epochs', '1e6 tokens', '5%'"
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(expected)
+        match = re.fullmatch(r'\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*', str(value))
+        if not match:
+            raise ValueError(expected)
+        unit = match[2] or 'steps'
+        unit = unit if unit in UNITS else unit + 's'  # '1 epoch'
+        try:
+            amount = float(match[1])
+        except ValueError:
+            raise ValueError(expected) from None
+        if unit not in UNITS or not math.isfinite(amount):
+            raise ValueError(expected)
+        if unit == 'steps' and amount != int(amount):
+            raise ValueError('a whole number of steps')
+        if unit == '%' and amount > 100:
+            raise ValueError('at most 100%')
+        return cls(amount, unit)
+
+    def __str__(self) -> str:
+        amount = f'{int(self.amount)}' if self.amount == int(self.amount) else f'{self.amount!r}'
+        return f'{amount}%' if self.unit == '%' else f'{amount} {self.unit}'
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What turns durations into steps: sizes of a batch, an epoch, an example, and of the whole run."""
+
+    batch_size: int
+    examples_per_epoch: int
+    tokens_per_example: int | None = None
+    total_steps: int | None = None
+
+    def steps(self, duration: Duration) -> int:
+        """`duration` in steps, rounded to the nearest, and at least 1 unless it is 0."""
+        per_step: float
+        if duration.unit == 'steps':
+            return int(duration.amount)
+        if duration.unit == '%':
+            if self.total_steps is None:
+                raise ConfigError("the run's own length cannot be a percentage; give train.steps")
+            return round(duration.amount / 100 * self.total_steps)
+        if duration.unit == 'tokens':
+            if self.tokens_per_example is None:
+                raise ConfigError(f'{duration}: this data has no tokens; use steps or epochs')
+            per_step = self.batch_size * self.tokens_per_example
+        elif duration.unit == 'examples':
+            per_step = self.batch_size
+        else:
+            per_step = self.batch_size / self.examples_per_epoch
+        return max(1, round(duration.amount / per_step)) if duration.amount else 0
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something chosen by name: a module of ours ('mlp') or of the user's ('package.module')."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the model is trained to do, and penalties on its weights: `l1 * sum |w| + l2 * sum w^2`."""
+
+    name: str
+    l1: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from, how they are split and augmented.
+
+    splits: for each of train, val and test either a name with an optional slice (`'train[:80%]'`) or
+        a fraction of all that the data set calls train. Empty: the data set's own.
+    folds, fold: `fold` (from 0) of `folds` becomes the test split, the rest is split as above.
+    augment: name -> options, applied in order inside the jitted step.
+    """
+
+    name: str
+    splits: Mapping[str, str | float] = field(default_factory=dict)
+    split_seed: NonNegativeInt = 0
+    folds: Annotated[int, Range(low=2)] | None = None
+    fold: NonNegativeInt | None = None
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    prefetch: PositiveInt = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError('folds and fold go together: set both or neither')
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f'fold must be below folds={self.folds}, got {self.fold}')
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The shape of the learning rate over the run, after `warmup` from 0 to its peak."""
+
+    name: str = 'constant'
+    warmup: Duration = Duration(0)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """Parameters whose path matches `pattern`; a learning_rate factor of 0 freezes them."""
+
+    pattern: str
+    learning_rate: NonNegative = 1.0
+    weight_decay: NonNegative = 1.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One entry of the optimizer table and what is wrapped around it.
+
+    decay: the kinds of parameter that weight decay reaches (kernel, embedding, bias, scale).
+    clip: the global norm above which gradients are scaled down.
+    groups: the first pattern that matches a parameter's path wins; together they must match all.
+    ema: decay of an exponential moving average of the parameters, which evaluation then uses.
+    """
+
+    name: str = 'adamw'
+    learning_rate: Positive = 1e-3
+    schedule: ScheduleConfig = ScheduleConfig()
+    weight_decay: NonNegative = 0.0
+    decay: tuple[Literal['kernel', 'embedding', 'bias', 'scale'], ...] = ('kernel', 'embedding')
+    clip: Positive | None = None
+    groups: tuple[GroupConfig, ...] = ()
+    ema: Annotated[float, Range(above=0, below=1)] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when `metric` has not improved by `min_delta` for `patience` evaluations."""
+
+    metric: str = 'val/loss'
+    patience: PositiveInt = 5
+    min_delta: NonNegative = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and in what portions. `batch_size` is global: examples a step over all devices."""
+
+    steps: Duration | None = None
+    epochs: Positive | None = None
+    batch_size: PositiveInt = 128
+    accumulation: PositiveInt = 1
+    log_every: Duration = Duration(100)
+    early_stopping: EarlyStopping | None = None
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError('set exactly one of train.steps and train.epochs')
+        if self.steps is not None and self.steps.unit == '%':
+            raise ValueError('train.steps cannot be a percentage of itself')
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f'train.batch_size={self.batch_size} is not divisible by '
+                f'train.accumulation={self.accumulation}'
+            )
+
+    @property
+    def duration(self) -> Duration:
+        """The run's length, whichever way it was given."""
+        return self.steps if self.steps is not None else Duration(self.epochs or 0.0, 'epochs')
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """`every`: how often on val; metrics: empty means the task's own choice."""
+
+    every: Duration = Duration(1, 'epochs')
+    metrics: tuple[str, ...] = ()
+    batch_size: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; `data` left out takes what the others leave over."""
+
+    data: PositiveInt | None = None
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Compute dtype of activations; parameters and optimizer state are float32 always."""
+
+    compute: Literal['float32', 'bfloat16'] = 'float32'
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """`every`: how often (the end is always saved); keep: how many of the latest; best: a metric."""
+
+    every: Duration = Duration(1, 'epochs')
+    keep: PositiveInt = 2
+    best: str | None = None
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """Weights of another run: leaves whose path matches `leaves` are taken, the rest is fresh."""
+
+    run: str
+    leaves: str = '.*'
+    checkpoint: str = 'latest'
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: Component
+    task: TaskConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: NonNegativeInt = 0
+    eval: EvalConfig = EvalConfig()
+    mesh: MeshConfig = MeshConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sinks: tuple[Literal['tensorboard', 'wandb'], ...] = ()
+    init_from: InitFrom | None = None
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """A config from a mapping (or ConfigDict), every field checked. Raises: ConfigError."""
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.copy_and_resolve_references().to_dict()
+    return schema.build(Config, values, 'config')
+
+
+def load(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """The config of `FILE.py[:ARG]` with `('train.steps', '10')` overrides. Raises: ConfigError."""
+    values = ml_collections.ConfigDict(_run_config_file(path_and_arg))
+    values.unlock()
+    for key, text in overrides:
+        _override(values, key, text)
+    return resolve(values)
+
+
+def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
+    path, _, arg = path_and_arg.partition(':')
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f'no config file {path!r}; expected --config=FILE.py[:ARG]')
+    spec = importlib.util.spec_from_file_location(f'bigjax_config_{file.stem}', file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f'{path}: expected a Python file (.py)')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise ConfigError(f'{path} does not run: {type(error).__name__}: {error}') from error
+    if not hasattr(module, 'get_config'):
+        raise ConfigError(f'{path} has no get_config(); define one that returns a ConfigDict')
+    takes_arg = bool(inspect.signature(module.get_config).parameters)
+    if arg and not takes_arg:
+        raise ConfigError(f'{path} takes no argument, got {arg!r}')
+    try:
+        return module.get_config(arg) if arg else module.get_config()
+    except ValueError as error:
+        raise ConfigError(f'{path}:{arg}: {error}') from error
+
+
+def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:
+    *sections, last = key.split('.')
+    for name in sections:
+        child = values.get(name)
+        if child is None:
+            values[name] = child = ml_collections.ConfigDict()
+        elif isinstance(child, Mapping) and not isinstance(child, ml_collections.ConfigDict):
+            values[name] = child = ml_collections.ConfigDict(child)
+        if not isinstance(child, ml_collections.ConfigDict):
+            raise ConfigError(f'--config.{key}: {name} is {child!r}, which has no fields')
+        values = child
+    with values.ignore_type():
+        values[last] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A value as typed on a command line: a Python literal, true / false / none, or else a string."""
+    word = {'true': True, 'false': False, 'none': None, 'null': None, 'nan': math.nan}
+    if text.lower() in word:
+        return word[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f'{prefix}{key}'
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, name + '.'))
+        else:
+            flat[name] = value
+    return flat
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys on which two plain configs differ, with both values."""
+    before, after = flatten(old), flatten(new)
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
+
+
+def with_values(config: Config, **values: Any) -> Config:
+    """A copy with dotted fields replaced: `with_values(config, **{'data.fold': 1})`."""
+    plain = schema.to_dict(config)
+    for key, value in values.items():
+        *sections, last = key.split('.')
+        section = plain
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return resolve(plain)

@@ -1,0 +1,87 @@
+"""Batches as a pure function of (seed, step): no iterator, no state, the same on any mesh.
+
+Training reads an endless stream of epochs, each a fresh permutation; step s takes rows
+`[s * batch_size, (s + 1) * batch_size)` of it, so a batch may span two epochs and no row is dropped.
+Each process reads only its own part of the batch.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from bigjax.data.core import Batch, Source
+
+T = TypeVar('T')
+
+
+def train_indices(num_rows: int, seed: int, start: int, count: int) -> np.ndarray:
+    """Row numbers [count] at positions `start, start + 1, ...` of the endless shuffled stream."""
+    positions = np.arange(start, start + count)
+    epochs, offsets = np.divmod(positions, num_rows)
+    indices = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = _permutation(num_rows, seed, int(epoch))[offsets[here]]
+    return indices
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch. Philox is counter-based: distinct keys give independent streams."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+    return rng.permutation(num_rows)
+
+
+def train_batch(source: Source, seed: int, step: int, batch_size: int, rows: slice) -> Batch:
+    """This process's `rows` of the global batch of `step`, every weight 1.
+
+    rows: a slice of `range(batch_size)`, from `sharding.mesh.process_rows`.
+    """
+    start = step * batch_size + rows.start
+    indices = train_indices(len(source), seed, start, rows.stop - rows.start)
+    return _weighted(source[indices], len(indices))
+
+
+def eval_batch(source: Source, index: int, batch_size: int, rows: slice) -> Batch:
+    """This process's `rows` of evaluation batch `index`; rows past the end are padding of weight 0."""
+    positions = np.arange(index * batch_size + rows.start, index * batch_size + rows.stop)
+    real = positions < len(source)
+    batch = _weighted(source[np.where(real, positions, 0)], len(positions))
+    mask = real.reshape((-1,) + (1,) * (batch['weights'].ndim - 1))
+    return {**batch, 'weights': batch['weights'] * mask}
+
+
+def num_eval_batches(source: Source, batch_size: int) -> int:
+    """How many batches cover every row once."""
+    return -(-len(source) // batch_size)
+
+
+def _weighted(batch: Batch, count: int) -> Batch:
+    if 'weights' in batch:
+        return batch
+    return {**batch, 'weights': np.ones(count, np.float32)}
+
+
+def prefetched(make: Callable[[int], T], start: int, stop: int, depth: int) -> Iterator[T]:
+    """`make(start), ..., make(stop - 1)` in order, each made in a thread up to `depth` ahead.
+
+    An exception in `make` is raised where its result is asked for.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix='data') as pool:
+        waiting = [pool.submit(make, index) for index in range(start, min(start + depth, stop))]
+        for index in range(start, stop):
+            ready = waiting.pop(0)
+            if index + depth < stop:
+                waiting.append(pool.submit(make, index + depth))
+            yield ready.result()
+
+
+def to_device(batch: Batch, sharding: jax.sharding.NamedSharding) -> Batch:
+    """Local rows into global arrays sharded along the batch axis (every leaf alike)."""
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
+    )

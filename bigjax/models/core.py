@@ -1,0 +1,66 @@
+"""The contract of a model: plain functions over plain trees.
+
+A model named `mlp` is the module `bigjax.models.mlp`; any other name is a module of the user's own.
+Such a module defines `Config`, a frozen dataclass, and
+
+    build(config, inputs, outputs, dtype) -> Model
+
+where `inputs` is a tree of `jax.ShapeDtypeStruct` with a leading batch axis, `outputs` the width of the
+read-out that the task asks for, and `dtype` the compute dtype. Ours are Flax Linen modules turned into
+functions by `from_linen`; a pair of plain functions, or an NNX module split into its parts, is as good.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from bigjax.nn import params
+
+Variables = Mapping[str, Any]
+"""Collections by name: 'params', and what else the model keeps, such as 'batch_stats'."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A functional model.
+
+    init: key -> variables.
+    apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed).
+    axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
+    """
+
+    init: Callable[[jax.Array], Variables]
+    apply: Callable[..., tuple[Any, Variables]]
+    axes: Any
+
+    def abstract(self) -> Any:
+        """Shapes and dtypes of the variables; nothing is materialised."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def from_linen(module: nn.Module, inputs: Any) -> Model:
+    """A Linen module whose `__call__` takes (inputs, train) as a Model.
+
+    Collections other than 'params' are mutable in training and constant in evaluation. Stochastic
+    layers draw from the stream 'dropout'.
+    """
+
+    def boxed(rng: jax.Array) -> Variables:
+        example = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), inputs)
+        return module.init({'params': rng, 'dropout': rng}, example, train=False)
+
+    def init(rng: jax.Array) -> Variables:
+        return params.unbox(boxed(rng))
+
+    def apply(
+        variables: Variables, inputs: Any, train: bool, rngs: Mapping[str, jax.Array] | None = None
+    ) -> tuple[Any, Variables]:
+        mutable = [name for name in variables if name != 'params'] if train else False
+        result = module.apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
+        return result if train else (result, {})
+
+    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
+    return Model(init, apply, axes)

@@ -1,0 +1,31 @@
+"""Initial values of parameters. Kernels are `[fan-in axes..., fan-out axis]` unless said otherwise."""
+
+from collections.abc import Callable
+
+import jax
+from jax.nn import initializers
+
+Initializer = Callable[..., jax.Array]
+
+zeros = initializers.zeros
+ones = initializers.ones
+
+
+def normal(stddev: float) -> Initializer:
+    """Gaussian with the given standard deviation."""
+    return initializers.normal(stddev)
+
+
+def lecun() -> Initializer:
+    """Truncated Gaussian of variance 1 / fan-in (LeCun et al. 1998, section 4.6)."""
+    return initializers.lecun_normal()
+
+
+def he() -> Initializer:
+    """Truncated Gaussian of variance 2 / fan-in, for ReLU (He et al. 2015, equation 10)."""
+    return initializers.he_normal()
+
+
+def xavier() -> Initializer:
+    """Uniform of variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010, equation 16)."""
+    return initializers.xavier_uniform()
