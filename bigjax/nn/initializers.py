@@ -1,4 +1,4 @@
-"""Initial values of parameters. Kernels are `[fan-in axes..., fan-out axis]` unless said otherwise."""
+"""Initial values of parameters. Kernels are `[fan-in axes..., fan-out axis]`."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,37 @@
+"""Noise in training, from the stream 'dropout'; the identity in evaluation and at rate 0."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dropout(nn.Module):
+    """Zeroes each element with probability `rate`, and divides the rest by 1 - rate, so that the
+    expectation stays (Srivastava et al. 2014, section 10, scaled in training rather than after)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        return _drop(self.make_rng('dropout'), x, x.shape, self.rate)
+
+
+class StochasticDepth(nn.Module):
+    """Zeroes the whole of a sample's residual branch with probability `rate`: [B, ...] -> [B, ...]
+    (Huang et al. 2016, section 3; survivors are divided by 1 - rate rather than scaled after)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, branch: jax.Array, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return branch
+        one_a_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        return _drop(self.make_rng('dropout'), branch, one_a_sample, self.rate)
+
+
+def _drop(rng: jax.Array, x: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+    kept = jax.random.bernoulli(rng, 1 - rate, shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))

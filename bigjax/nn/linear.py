@@ -1,0 +1,87 @@
+"""Linear maps over the last axis, and embeddings.
+
+Shapes: D fan-in, F fan-out, V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bigjax.nn import initializers
+from bigjax.nn.activations import ACTIVATIONS, Activation, is_gated
+from bigjax.nn.initializers import Initializer
+from bigjax.nn.params import param
+
+
+class Dense(nn.Module):
+    """x W + b over the last axis: [..., D] -> [..., F].
+
+    axes: the logical names of the kernel's two axes; the bias takes the second.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = True
+    kernel_init: Initializer = initializers.lecun()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = param(self, 'kernel', self.kernel_init, shape, self.axes)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = param(self, 'bias', initializers.zeros, (self.features,), self.axes[1:])
+        return y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+
+
+class Hidden(nn.Module):
+    """A Dense layer and its activation: [..., D] -> [..., F].
+
+    Gated activations take a second kernel of the same shape, act(x W_gate) * (x W) (Shazeer 2020,
+    equations 5 and 6). Two kernels rather than one split in two: a split would cut across the
+    shards of the fan-out.
+    """
+
+    features: int
+    activation: Activation
+    axes: tuple[str, str] = ('embed', 'mlp')
+    use_bias: bool = True
+    kernel_init: Initializer = initializers.lecun()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options = (self.features, self.axes, self.use_bias, self.kernel_init, self.dtype)
+        activate = ACTIVATIONS[self.activation]
+        if is_gated(self.activation):
+            return activate(Dense(*options, name='gate')(x)) * Dense(*options, name='dense')(x)
+        return activate(Dense(*options, name='dense')(x))
+
+
+class Embed(nn.Module):
+    """A table of V vectors: ids [...] -> [..., D]. An id past the table's end gives NaN.
+
+    `attend` multiplies by the table's transpose: a read-out that shares it (Press & Wolf 2017).
+    """
+
+    vocabulary: int
+    features: int
+    axes: tuple[str, str] = ('vocab', 'embed')
+    table_init: Initializer = initializers.normal(0.02)
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        shape = (self.vocabulary, self.features)
+        self.table = param(self, 'table', self.table_init, shape, self.axes)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.table.astype(self.dtype), ids, axis=0, mode='fill')
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V]"""
+        return x.astype(self.dtype) @ self.table.astype(self.dtype).T
