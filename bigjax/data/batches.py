@@ -20,13 +20,14 @@ T = TypeVar('T')
 
 def train_indices(num_rows: int, seed: int, start: int, count: int) -> np.ndarray:
     """Row numbers [count] at positions `start, start + 1, ...` of the endless shuffled stream."""
-    positions = np.arange(start, start + count)
-    epochs, offsets = np.divmod(positions, num_rows)
-    indices = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _permutation(num_rows, seed, int(epoch))[offsets[here]]
-    return indices
+    epoch, offset = divmod(start, num_rows)
+    pieces = [_permutation(num_rows, seed, epoch)[offset : offset + count]]
+    missing = count - len(pieces[0])
+    while missing > 0:
+        epoch += 1
+        pieces.append(_permutation(num_rows, seed, epoch)[:missing])
+        missing -= len(pieces[-1])
+    return np.concatenate(pieces)
 
 
 @lru_cache(maxsize=4)
@@ -80,8 +81,11 @@ def prefetched(make: Callable[[int], T], start: int, stop: int, depth: int) -> I
             yield ready.result()
 
 
-def to_device(batch: Batch, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Local rows into global arrays sharded along the batch axis (every leaf alike)."""
+def to_device(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int) -> Batch:
+    """This process's rows into global arrays of `batch_size` rows, sharded along the batch axis."""
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
+        lambda rows: jax.make_array_from_process_local_data(
+            sharding, rows, (batch_size, *rows.shape[1:])
+        ),
+        batch,
     )

@@ -4,22 +4,23 @@ A task named `classification` is the module `bigjax.tasks.classification`; any o
 the user's own. Such a module defines `Config`, a frozen dataclass, and `build(config, spec) -> Task`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from bigjax.data.core import Batch
-from bigjax.metrics import Metric
+from bigjax.metrics import MetricGroup
 
 Apply = Callable[[Any], Any]
 """The model with its variables, mode and random streams already given: inputs -> outputs."""
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch: unreduced losses and their weights (same shape), and the model's outputs.
+    """Of one batch: unreduced losses, their weights (same shape), and what the metrics compare.
 
     The training loss is `sum(values * weights) / sum(weights)` over the whole global batch, whatever
     the number of microbatches, devices or processes.
@@ -28,21 +29,26 @@ class Losses:
     values: jax.Array
     weights: jax.Array
     outputs: jax.Array
+    targets: jax.Array
 
 
 @dataclass(frozen=True)
 class Task:
-    """outputs: width of the model's read-out.
+    """What a model is trained to do.
 
-    loss: (apply, batch) -> Losses; it calls the model as it likes.
-    metrics: the metric of that name, or a ConfigError; `default_metrics` when the config names none.
-    predict: outputs [B, ...] -> what a person would read, for sample predictions: class probabilities
-        [B, C], or values.
+    kind: a key of `metrics.KINDS`, which also says how predictions are shown.
+    outputs: width of the model's read-out.
+    loss: (apply, batch) -> Losses; it calls the model as it likes. The metrics get `outputs`,
+        `targets` and the batch's own weights.
+    metrics: names -> the groups that compute them, or a ConfigError.
+    default_metrics: measured when the config names none; train_metrics: at every logged step.
+    predict: outputs -> what a person reads: class probabilities [B, C], or values [B, O].
     """
 
+    kind: str
     outputs: int
     loss: Callable[[Apply, Batch], Losses]
-    metric: Callable[[str], Metric]
+    metrics: Callable[[Sequence[str]], dict[str, MetricGroup]]
     default_metrics: tuple[str, ...]
     predict: Callable[[jax.Array], jax.Array]
-    describe: Mapping[str, Any] | None = None
+    train_metrics: tuple[str, ...] = ()

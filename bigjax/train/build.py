@@ -1,0 +1,170 @@
+"""From a config to everything a run needs, on abstract shapes: nothing is materialised here."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from bigjax import components, metrics
+from bigjax.config import Config, Horizon
+from bigjax.data import augment
+from bigjax.data.core import Batch, DataSpec, Splits
+from bigjax.data.load import load as load_data
+from bigjax.errors import ConfigError, DataError
+from bigjax.models.core import Model
+from bigjax.optim import optimizers, schedules
+from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
+from bigjax.tasks.core import Task
+from bigjax.train import state as states
+from bigjax.train.state import TrainState
+from bigjax.train.step import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config made concrete.
+
+    abstract: the state as shapes with shardings; notes: parameters that a rule could not split.
+    """
+
+    config: Config
+    mesh: Mesh
+    splits: Splits
+    horizon: Horizon
+    recipe: Recipe
+    abstract: TrainState
+    notes: list[str]
+
+    @property
+    def total_steps(self) -> int:
+        assert self.horizon.total_steps is not None
+        return self.horizon.total_steps
+
+    @property
+    def shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return batch_sharding(self.mesh)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.config.eval.batch_size or self.config.train.batch_size
+
+    def init(self) -> TrainState:
+        """A fresh state, each leaf made where it belongs."""
+        make = partial(states.init, self.recipe.model, self.recipe.optimizer, _has_ema(self.config))
+        return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+
+
+def build(config: Config, splits: Splits | None = None) -> Run:
+    """Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled."""
+    mesh = make_mesh(config.mesh)
+    check_batch_size(
+        mesh, config.train.batch_size, config.train.accumulation, 'config.train.batch_size'
+    )
+    if config.eval.batch_size is not None:
+        check_batch_size(mesh, config.eval.batch_size, 1, 'config.eval.batch_size')
+    splits = splits or load_data(config.data)
+    horizon = _horizon(config, splits)
+    task = _task(config, splits.spec)
+    model = _model(config, splits.spec, task)
+    schedule = schedules.build(
+        config.optimizer.schedule, config.optimizer.learning_rate, horizon
+    )
+    params = model.abstract()['params']
+    optimizer = optimizers.build(config.optimizer, schedule, params, model.axes['params'])
+    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule)
+    init = partial(states.init, model, optimizer, _has_ema(config))
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    shardings, notes = states.shardings(model, optimizer, abstract, mesh)
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings,
+    )
+    return Run(config, mesh, splits, horizon, recipe, placed, notes)
+
+
+def batch_spec(spec: DataSpec, batch_size: int) -> Batch:
+    """A training batch as abstract shapes."""
+
+    def stacked(row: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *row.shape), row.dtype)
+
+    return {
+        'inputs': jax.tree.map(stacked, spec.inputs),
+        'targets': jax.tree.map(stacked, spec.targets),
+        'weights': jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    }
+
+
+def _has_ema(config: Config) -> bool:
+    return config.optimizer.ema is not None
+
+
+def _horizon(config: Config, splits: Splits) -> Horizon:
+    if 'train' not in splits.sources:
+        raise DataError('this data has no train split; see config.data.splits')
+    rows = len(splits.sources['train'])
+    if rows < config.train.batch_size:
+        raise DataError(
+            f'the train split has {rows} rows, fewer than config.train.batch_size='
+            f'{config.train.batch_size}; use a smaller batch'
+        )
+    horizon = Horizon(config.train.batch_size, rows, splits.spec.tokens)
+    steps = horizon.steps(config.train.duration)
+    if steps < 1:
+        raise ConfigError('config.train: expected at least one step, got 0; raise steps or epochs')
+    return Horizon(config.train.batch_size, rows, splits.spec.tokens, steps)
+
+
+def _task(config: Config, spec: DataSpec) -> Task:
+    module = components.find('task', config.task.name, 'config.task.name')
+    return module.build(components.build_config(module, config.task.options, 'config.task'), spec)
+
+
+def _model(config: Config, spec: DataSpec, task: Task) -> Model:
+    module = components.find('model', config.model.name, 'config.model.name')
+    options = components.build_config(module, config.model.options, 'config.model')
+    batch = batch_spec(spec, config.train.batch_size)
+    inputs = jax.eval_shape(partial(augment.standardise, spec=spec), batch)['inputs']
+    return module.build(options, inputs, task.outputs, jnp.dtype(config.precision.compute))
+
+
+def _recipe(
+    config: Config,
+    spec: DataSpec,
+    task: Task,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Recipe:
+    task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
+    return Recipe(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=schedule,
+        standardise=partial(augment.standardise, spec=spec),
+        augment=augment.build(config.data.augment, spec),
+        train_groups=task.metrics(task.train_metrics),
+        accumulation=config.train.accumulation,
+        l1=config.task.l1,
+        l2=config.task.l2,
+        ema=config.optimizer.ema,
+    )
+
+
+def metric_names(config: Config, task: Task) -> tuple[str, ...]:
+    """What evaluation measures beside the loss."""
+    return config.eval.metrics or task.default_metrics
+
+
+def metric_groups(config: Config, task: Task) -> dict[str, metrics.MetricGroup]:
+    """The statistics behind them."""
+    return task.metrics(metric_names(config, task))

@@ -1,0 +1,167 @@
+"""Checkpoints: the whole state with Orbax, asynchronous, sharded, readable on any mesh."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from bigjax import trees
+from bigjax.config import CheckpointConfig, InitFrom
+from bigjax.errors import CheckpointError
+from bigjax.train.selection import sign
+from bigjax.train.state import TrainState
+
+FOLDER = 'checkpoints'
+
+log = logging.getLogger(__name__)
+
+Checkpoints = ocp.training.Checkpointer
+
+
+def open_checkpoints(workdir: Path, config: CheckpointConfig) -> Checkpoints:
+    """The checkpoints of a run: the latest `keep` are kept, and the best where a metric is named."""
+    policies = ocp.training.preservation_policies
+    kept: list[Any] = [policies.LatestN(config.keep)]
+    if config.best is not None:
+        metric, direction = config.best, sign(config.best)
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: direction * metrics[metric],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return Checkpoints(
+        (workdir / FOLDER).absolute(),
+        # The loop decides when to save; Orbax only whether it can.
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,
+    )
+
+
+def save(
+    checkpoints: Checkpoints, step: int, state: TrainState, metrics: Mapping[str, float]
+) -> None:
+    """Starts saving `state`; returns when its values are copied, before they are on disk."""
+    checkpoints.save_async(step, vars(state), force=True, metrics=dict(metrics) or None)
+
+
+def steps(checkpoints: Checkpoints) -> list[int]:
+    """The steps at which a whole checkpoint exists, oldest first."""
+    return [checkpoint.step for checkpoint in checkpoints.checkpoints]
+
+
+def pick(checkpoints: Checkpoints, which: str, best: str | None) -> int:
+    """The step of the checkpoint `which`: 'latest', 'best' (by the metric `best`) or a number.
+
+    Raises: CheckpointError saying what there is.
+    """
+    there = steps(checkpoints)
+    if not there:
+        raise CheckpointError(f'no checkpoint in {checkpoints.directory}; train first')
+    if which == 'latest':
+        return there[-1]
+    if which == 'best':
+        scored = [point for point in checkpoints.checkpoints if point.metrics and best]
+        if not scored or best is None:
+            raise CheckpointError(
+                f'no best checkpoint in {checkpoints.directory}: the run did not set '
+                'config.checkpoint.best'
+            )
+        return max(scored, key=lambda point: sign(best) * point.metrics[best]).step
+    if not which.isdigit() or int(which) not in there:
+        raise CheckpointError(
+            f'no checkpoint {which!r} in {checkpoints.directory}; expected latest, best or one of '
+            + ', '.join(map(str, there))
+        )
+    return int(which)
+
+
+def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
+    """The state saved at `step`, every leaf placed as the shardings of `abstract` say.
+
+    Raises: CheckpointError naming the leaves that are missing, left over or of another shape.
+    """
+    expected = vars(abstract)
+    differences = _differences(_saved_shapes(checkpoints, step), _shapes(expected))
+    if differences:
+        raise CheckpointError(
+            f'checkpoint {checkpoints.directory}/{step} is of another model or optimizer: '
+            + '; '.join(differences[:4])
+            + (f'; and {len(differences) - 4} more' if len(differences) > 4 else '')
+            + '; use the config that it was trained with, or another workdir'
+        )
+    return TrainState(**checkpoints.load(step, expected))
+
+
+def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
+    """`params` with the leaves that another run has under the same name, and what was not loaded.
+
+    params: arrays in place; a leaf is loaded where its path matches `config.leaves` and its shape
+    agrees. Raises: CheckpointError if no leaf is loaded at all.
+    """
+    workdir = Path(config.run)
+    if not (workdir / FOLDER).is_dir():
+        raise CheckpointError(f'config.init_from.run: no checkpoints in {workdir}')
+    with open_checkpoints(workdir, CheckpointConfig()) as checkpoints:
+        step = pick(checkpoints, config.checkpoint, None)
+        saved = _saved_shapes(checkpoints, step)
+        wanted = re.compile(config.leaves)
+        skipped: list[str] = []
+
+        def choose(name: str, leaf: jax.Array) -> Any:
+            shape = saved.get(f'params/{name}')
+            if not wanted.search(name):
+                skipped.append(f'{name}: does not match {config.leaves!r}')
+            elif shape is None:
+                skipped.append(f'{name}: not in {config.run}')
+            elif shape != leaf.shape:
+                skipped.append(f'{name}: shape {shape} there, {leaf.shape} here')
+            else:
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            return ocp.PLACEHOLDER
+
+        targets = trees.map_with_name(choose, params)
+        if len(skipped) == len(jax.tree.leaves(params)):
+            raise CheckpointError(f'config.init_from: nothing to load; {skipped[0]}')
+        state = {
+            key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
+            for key, value in checkpoints.metadata(step).metadata.items()
+        }
+        loaded = checkpoints.load(step, {**state, 'params': targets})['params']
+    merged = jax.tree.map(lambda old, new: old if new is ocp.PLACEHOLDER else new, params, loaded)
+    for line in skipped:
+        log.info('init_from left fresh: %s', line)
+    return merged, skipped
+
+
+def _saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, ...]]:
+    return _shapes(checkpoints.metadata(step).metadata)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jax.dtypes.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
+            continue  # a key's stored shape is that of its data
+        shapes[trees.path_name(path)] = tuple(leaf.shape)
+    return shapes
+
+
+def _differences(
+    saved: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    lines = []
+    for name in sorted(saved.keys() | expected.keys()):
+        if name not in saved:
+            lines.append(f'{name} is not in it')
+        elif name not in expected:
+            lines.append(f'{name} is only in it')
+        elif saved[name] != expected[name]:
+            lines.append(f'{name} has shape {saved[name]} in it, {expected[name]} here')
+    return lines

@@ -1,0 +1,101 @@
+"""The run folder: whose it is, and what made it. Nothing in it is overwritten by another config."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bigjax import config as configs
+from bigjax import schema
+from bigjax.config import Config
+from bigjax.errors import ConfigError, EnvironmentProblem
+from bigjax.train.writers import replace_file
+
+CONFIG, ENVIRONMENT = 'config.json', 'env.json'
+
+MAY_CHANGE = (
+    'mesh', 'sinks', 'checkpoint', 'data.prefetch', 'eval', 'train.log_every', 'train.early_stopping',
+)  # fmt: skip
+"""Sections that a resumed run may have otherwise: they do not change what is computed."""
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes `workdir` this config's own. Only the first process calls it.
+
+    Raises: ConfigError if the folder holds a run of another config, with the fields that differ;
+        EnvironmentProblem if it cannot be written.
+    """
+    plain = schema.to_dict(config)
+    path = workdir / CONFIG
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            _refuse_another(workdir, json.loads(path.read_text()), plain)
+        replace_file(path, json.dumps(plain, indent=2).encode())
+        replace_file(workdir / ENVIRONMENT, json.dumps(environment(), indent=2).encode())
+    except OSError as error:
+        raise EnvironmentProblem(
+            f'cannot write run folder {workdir}: {error.strerror}; choose another --workdir'
+        ) from error
+
+
+def saved_config(workdir: Path) -> Config:
+    """The config of the run in `workdir`. Raises: ConfigError."""
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise ConfigError(f'no run in {workdir}: expected a folder with {CONFIG}; train first')
+    return configs.resolve(json.loads(path.read_text()))
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on: versions, code, devices, command."""
+    packages = ('bigjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {
+        'versions': {'python': platform.python_version(), **{p: _version(p) for p in packages}},
+        'git_commit': _git_commit(),
+        'command': [Path(sys.argv[0]).name, *sys.argv[1:]],
+        'platform': platform.platform(),
+        'devices': [device.device_kind for device in jax.devices()],
+        'processes': jax.process_count(),
+        'cpus': os.cpu_count(),
+    }
+
+
+def _refuse_another(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changes = {
+        key: values
+        for key, values in configs.difference(old, new).items()
+        if not key.startswith(MAY_CHANGE)
+    }
+    if changes:
+        lines = [f'{key}: {there!r} there, {here!r} here' for key, (there, here) in changes.items()]
+        raise ConfigError(
+            f'{workdir} holds a run of another config ({"; ".join(lines[:4])}); '
+            'choose another --workdir or the same config'
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, marked `+` if the tree has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ['git', 'describe', '--always', '--abbrev=12', '--dirty=+'],
+            cwd=folder, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

@@ -1,0 +1,73 @@
+"""The state of training: what is saved, restored, and returned by every step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bigjax.models.core import Model
+from bigjax.optim.shardings import state_shardings
+from bigjax.sharding.mesh import replicated
+from bigjax.sharding.rules import parameter_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step: int32 [], updates done so far.
+
+    collections: the model's other variables, such as batch statistics.
+    ema: the moving average of params, or None.
+    rng: the key of the run; each step folds its number in, so it never changes.
+    """
+
+    step: jax.Array
+    params: Any
+    collections: Any
+    optimizer: Any
+    ema: Any
+    rng: jax.Array
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """What evaluation applies the model to: the averaged parameters where there are any."""
+        return {'params': self.params if self.ema is None else self.ema, **self.collections}
+
+
+def init(
+    model: Model, optimizer: optax.GradientTransformation, with_ema: bool, rng: jax.Array
+) -> TrainState:
+    """A fresh state; pure, so that jit with output shardings makes every leaf in its place."""
+    init_rng, run_rng = jax.random.split(rng)
+    collections = dict(model.init(init_rng))
+    params = collections.pop('params')
+    ema = jax.tree.map(jnp.copy, params) if with_ema else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections=collections,
+        optimizer=optimizer.init(params),
+        ema=ema,
+        rng=run_rng,
+    )
+
+
+def shardings(
+    model: Model, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> tuple[TrainState, list[str]]:
+    """A NamedSharding for each leaf of the state, and notes on parameters that had to stay whole."""
+    axes = dict(model.axes)
+    params, notes = parameter_shardings(axes.pop('params'), abstract.params, mesh)
+    collections, _ = parameter_shardings(axes, abstract.collections, mesh)
+    placed = TrainState(
+        step=replicated(mesh),
+        params=params,
+        collections=collections,
+        optimizer=state_shardings(optimizer, abstract.params, params),
+        ema=None if abstract.ema is None else params,
+        rng=replicated(mesh),
+    )
+    return placed, notes

@@ -1,0 +1,167 @@
+"""One training step and one evaluation step: pure functions; jit and shardings are put on outside.
+
+The loss of a step is the weighted mean over the global batch, so it does not depend on the number of
+devices or microbatches; penalties on weights are added once a step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bigjax import losses, metrics
+from bigjax.data.core import Batch
+from bigjax.metrics import MetricGroup
+from bigjax.models.core import Model
+from bigjax.tasks.core import Losses, Task
+from bigjax.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a step that does not change from step to step.
+
+    standardise: a raw batch -> what the model reads. augment: (key, batch) -> batch, training only.
+    """
+
+    model: Model
+    task: Task
+    optimizer: optax.GradientTransformation
+    schedule: Callable[[jax.Array], jax.Array]
+    standardise: Callable[[Batch], Batch]
+    augment: Callable[[jax.Array, Batch], Batch]
+    train_groups: dict[str, MetricGroup]
+    accumulation: int = 1
+    l1: float = 0.0
+    l2: float = 0.0
+    ema: float | None = None
+
+
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    """The next state, and device values to log: scalars, and sums of the task's training metrics."""
+    augment_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    batch = recipe.standardise(recipe.augment(augment_rng, batch))
+    loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
+    penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, state.params)
+    grads = jax.tree.map(jnp.add, grads, penalty_grads)
+    updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if recipe.ema is not None:
+        ema = optax.incremental_update(params, state.ema, step_size=1 - recipe.ema)
+    logged = {
+        'loss': loss + penalty,
+        'grad_norm': optax.global_norm(grads),
+        'learning_rate': jnp.asarray(recipe.schedule(state.step), jnp.float32),
+        'metrics': sums,
+    }
+    return TrainState(state.step + 1, params, collections, optimizer, ema, state.rng), logged
+
+
+def eval_step(
+    recipe: Recipe, groups: dict[str, MetricGroup], variables: Any, batch: Batch
+) -> dict[str, Any]:
+    """Sums over one batch: of the loss, of its weights, and of the metrics."""
+    batch = recipe.standardise(batch)
+
+    def apply(inputs: Any) -> Any:
+        return recipe.model.apply(variables, inputs, train=False)[0]
+
+    found = recipe.task.loss(apply, batch)
+    return {
+        'loss': _weighted_sum(found),
+        'weight': jnp.sum(found.weights),
+        'metrics': metrics.update(groups, found.outputs, found.targets, _counts(batch, found)),
+    }
+
+
+def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
+    """What the model says of one batch, as the task shows it to people."""
+    inputs = recipe.standardise(batch)['inputs']
+    return recipe.task.predict(recipe.model.apply(variables, inputs, train=False)[0])
+
+
+def _accumulated(
+    recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
+) -> tuple[jax.Array, Any, Any, Any]:
+    """Mean loss, its gradient, the new collections and metric sums, over all microbatches."""
+    count = recipe.accumulation
+    rows = jax.tree.leaves(batch)[0].shape[0]
+
+    def gradients(collections: Any, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
+        """Sums over one microbatch, over `rows` to keep numbers near one; and the collections."""
+        differentiate = jax.value_and_grad(_loss_sum, argnums=1, has_aux=True)
+        (loss, (weight, sums, collections)), grads = differentiate(
+            recipe, state.params, collections, batch, rng, rows
+        )
+        return collections, (loss, grads, weight, sums)
+
+    if count == 1:
+        collections, totals = gradients(state.collections, rng, batch)
+    else:
+        microbatches = jax.tree.map(lambda leaf: _split_rows(leaf, count), batch)
+
+        def body(carry: Any, microbatch: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            collections, totals = carry
+            collections, more = gradients(collections, *microbatch)
+            return (collections, jax.tree.map(jnp.add, totals, more)), None
+
+        inputs = (jax.random.split(rng, count), microbatches)
+        first = jax.tree.map(lambda leaf: leaf[0], inputs)
+        _, shapes = jax.eval_shape(gradients, state.collections, *first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (collections, totals), _ = jax.lax.scan(body, (state.collections, zeros), inputs)
+    loss, grads, weight, sums = totals
+    scale = rows / weight
+    return loss * scale, jax.tree.map(lambda grad: grad * scale, grads), collections, sums
+
+
+def _loss_sum(
+    recipe: Recipe, params: Any, collections: Any, batch: Batch, rng: jax.Array, rows: int
+) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+    changed = {}
+
+    def apply(inputs: Any) -> Any:
+        variables = {'params': params, **collections}
+        outputs, new = recipe.model.apply(variables, inputs, train=True, rngs={'dropout': rng})
+        changed.update(new)
+        return outputs
+
+    found = recipe.task.loss(apply, batch)
+    sums = metrics.update(
+        recipe.train_groups,
+        jax.lax.stop_gradient(found.outputs),
+        found.targets,
+        _counts(batch, found),
+    )
+    return _weighted_sum(found) / rows, (jnp.sum(found.weights), sums, {**collections, **changed})
+
+
+def _weighted_sum(found: Losses) -> jax.Array:
+    # where, not a product alone: padding may hold anything, and 0 * nan is nan
+    return jnp.sum(jnp.where(found.weights > 0, found.values * found.weights, 0.0))
+
+
+def _counts(batch: Batch, found: Losses) -> jax.Array:
+    """The batch's own weights, a token or an example each; class weights are not for metrics."""
+    weights = batch['weights']
+    extra = found.weights.ndim - weights.ndim
+    return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * extra), found.weights.shape)
+
+
+def _split_rows(leaf: jax.Array, count: int) -> jax.Array:
+    """[B, ...] into [count, B / count, ...], every microbatch evenly from every device's rows."""
+    rows = leaf.shape[0] // count
+    return jnp.moveaxis(leaf.reshape(rows, count, *leaf.shape[1:]), 1, 0)
+
+
+def _penalty(recipe: Recipe, params: Any) -> jax.Array:
+    total = jnp.zeros((), jnp.float32)
+    if recipe.l1:
+        total += recipe.l1 * losses.l1_penalty(params)
+    if recipe.l2:
+        total += recipe.l2 * losses.l2_penalty(params)
+    return total
