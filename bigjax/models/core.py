@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from bigjax.errors import ConfigError
 from bigjax.nn import params
 
 Variables = Mapping[str, Any]
@@ -39,6 +40,17 @@ class Model:
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def require_rows(model: str, inputs: Any, rank: int, expected: str) -> None:
+    """Raise ConfigError unless `inputs` is one array whose rows have that rank."""
+    if isinstance(inputs, jax.ShapeDtypeStruct) and len(inputs.shape) == rank + 1:
+        return
+    shapes = jax.tree.map(lambda array: array.shape[1:], inputs)
+    raise ConfigError(
+        f'config.model.name: {model} expects {expected}, got rows of shape {shapes};'
+        ' choose another model or other data'
+    )
 
 
 def from_linen(module: nn.Module, inputs: Any) -> Model:

@@ -29,3 +29,13 @@ def he() -> Initializer:
 def xavier() -> Initializer:
     """Uniform of variance 2 / (fan-in + fan-out) (Glorot & Bengio 2010, equation 16)."""
     return initializers.xavier_uniform()
+
+
+def orthogonal() -> Initializer:
+    """Orthogonal rows or columns, whichever are fewer (Saxe et al. 2014)."""
+    return initializers.orthogonal()
+
+
+def before(activation: str) -> Initializer:
+    """For the kernel before that activation: `he` for ReLU, else `lecun`."""
+    return he() if activation == 'relu' else lecun()

@@ -64,7 +64,7 @@ class Hidden(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of V vectors: ids [...] -> [..., D]. An id past the table's end gives NaN.
+    """A row of the table for each id: ids [...] -> [..., D]. One past its end gives NaN.
 
     `attend` multiplies by the table's transpose: a read-out that shares it (Press & Wolf 2017).
     """
@@ -72,16 +72,16 @@ class Embed(nn.Module):
     vocabulary: int
     features: int
     axes: tuple[str, str] = ('vocab', 'embed')
-    table_init: Initializer = initializers.normal(0.02)
+    embedding_init: Initializer = initializers.normal(0.02)
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         shape = (self.vocabulary, self.features)
-        self.table = param(self, 'table', self.table_init, shape, self.axes)
+        self.embedding = param(self, 'embedding', self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table.astype(self.dtype), ids, axis=0, mode='fill')
+        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0, mode='fill')
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., V]"""
-        return x.astype(self.dtype) @ self.table.astype(self.dtype).T
+        return x.astype(self.dtype) @ self.embedding.astype(self.dtype).T
