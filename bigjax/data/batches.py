@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step): no iterator, no state, the same on any mesh.
 
 Training reads an endless stream of epochs, each a fresh permutation; step s takes rows
-`[s * batch_size, (s + 1) * batch_size)` of it, so a batch may span two epochs and no row is dropped.
-Each process reads only its own part of the batch.
+`[s * batch_size, (s + 1) * batch_size)` of it, so a batch may span two epochs and no row is
+dropped. Each process reads only its own part of the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ def train_batch(source: Source, seed: int, step: int, batch_size: int, rows: sli
 
 
 def eval_batch(source: Source, index: int, batch_size: int, rows: slice) -> Batch:
-    """This process's `rows` of evaluation batch `index`; rows past the end are padding of weight 0."""
+    """This process's `rows` of evaluation batch `index`, padded past the end with weight 0."""
     positions = np.arange(index * batch_size + rows.start, index * batch_size + rows.stop)
     real = positions < len(source)
     batch = _weighted(source[np.where(real, positions, 0)], len(positions))

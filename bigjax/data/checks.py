@@ -1,0 +1,25 @@
+"""What is refused in arrays that come from outside, with the record at fault."""
+
+import numpy as np
+
+from bigjax.errors import DataError
+
+
+def require_finite(array: np.ndarray, where: str) -> None:
+    """Raises: DataError for the first NaN or infinity, with its record and position."""
+    if array.dtype.kind != 'f' or np.isfinite(array).all():
+        return
+    record, *position = (int(index) for index in np.argwhere(~np.isfinite(array))[0])
+    value = array[record, *position]
+    at = f', position {position}' if position else ''
+    raise DataError(f'{where}: record {record}{at}: expected a finite number, got {value}')
+
+
+def require_below(ids: np.ndarray, limit: int, where: str) -> None:
+    """Raises: DataError for the first id outside [0, limit), with its record."""
+    wrong = (ids < 0) | (ids >= limit)
+    if wrong.any():
+        record, *_ = first = tuple(np.argwhere(wrong)[0])
+        raise DataError(
+            f'{where}: record {record}: expected an id in [0, {limit - 1}], got {ids[first]}'
+        )
