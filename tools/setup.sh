@@ -9,8 +9,9 @@ set -eu
 cd "$(dirname "$0")/.."
 
 fits='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
-# Inside a virtual environment too, the interpreter it was made with.
+# The same inside a virtual environment and for the interpreter that it was made with.
 base='import sys; print(sys._base_executable)'
+identity='import sys; print(sys.base_prefix, sys.version)'
 
 fail() {
   echo "bigjax: $*" >&2
@@ -40,7 +41,7 @@ find_python() {
 
 # What .venv must be made anew for: another place, another Python, other packages.
 fingerprint() {
-  { pwd && echo "$1" && "$1" -VV && cat pyproject.toml constraints.txt; } | cksum
+  { pwd && "$1" -c "$identity" && cat pyproject.toml constraints.txt; } | cksum
 }
 
 install() {
@@ -49,7 +50,7 @@ install() {
   if ! .venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev]' \
     >.venv/install.log 2>&1; then
     fail "pip could not install the packages (no package registry within reach?):" \
-      "$(grep '^ERROR' .venv/install.log | tail -n 1); all of it in .venv/install.log"
+      "$(grep -m 1 -o 'ERROR: .*' .venv/install.log); all of it in .venv/install.log"
   fi
 }
 
