@@ -17,7 +17,7 @@ from bigjax.nn.params import param
 
 
 class Conv(nn.Module):
-    """Two-dimensional convolution with a square kernel [K, K, C, F]: [B, H, W, C] -> [B, H', W', F].
+    """Convolution with a square kernel [K, K, C, F]: [B, H, W, C] -> [B, H', W', F].
 
     padding: zeros on each of the four sides; None stands for (K - 1) // 2, with which an odd kernel
         at stride 1 keeps the size, and at stride 2 halves it as in He et al. 2015 (the 'SAME' of
@@ -56,8 +56,8 @@ class Conv(nn.Module):
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """The largest value in each square window: [B, H, W, C] -> [B, H', W', C].
 
-    Rows and columns that fill no window are left out. Written as a maximum of strided slices, because
-    the gradient of `lax.reduce_window` takes ten times as long on a CPU; equal values share it.
+    Rows and columns that fill no window are left out. It is a maximum of strided slices because the
+    gradient of `lax.reduce_window` takes ten times as long on a CPU; equal values share it.
     """
     for axis in (1, 2):
         x = _max_along(x, axis, window, stride, padding)

@@ -80,7 +80,7 @@ class Embed(nn.Module):
         self.embedding = param(self, 'embedding', self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0, mode='fill')
+        return jnp.take(self.embedding, ids, axis=0, mode='fill').astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., V]"""

@@ -1,7 +1,8 @@
 """Recurrent layers, scanned over time. All gates of a step come from one matrix product.
 
-The state is float32 whatever the compute dtype. In both cells the contribution of the inputs, z = x W + b, is computed for all steps at once, ahead of
-the scan; a step adds h U. The columns of W, b and U are the gates in the order named below.
+In both cells the contribution of the inputs, z = x W + b, is computed for all steps at once, ahead
+of the scan; a step adds h U. The columns of W, b and U are the gates in the order named below. The
+state is float32 whatever the compute dtype.
 
 Shapes: B batch, T sequence, D input width, F width of the state, G gates.
 """
@@ -23,7 +24,7 @@ Cell = Literal['lstm', 'gru']
 
 
 def lstm(state: tuple[jax.Array, jax.Array], z: jax.Array, u: jax.Array) -> tuple:
-    """One step of an LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+    """One step of an LSTM (Hochreiter & Schmidhuber 1997; forget gate of Gers et al. 2000).
 
     Gates i, f, g, o of z + h U:
         c' = sigmoid(f + 1) c + sigmoid(i) tanh(g),    h' = sigmoid(o) tanh(c')
@@ -54,7 +55,7 @@ CELLS: dict[str, tuple[Callable, int, int]] = {'lstm': (lstm, 4, 2), 'gru': (gru
 
 
 class Recurrent(nn.Module):
-    """One direction of one layer: [B, T, D] -> h at each step [B, T, F] and after the last one [B, F].
+    """One direction of one layer: [B, T, D] -> h of each step [B, T, F] and of the last one [B, F].
 
     reverse: run from the last step to the first; outputs stay in the order of the inputs.
     mask: [B, T], False for padding, where the state stays as it is.
@@ -86,5 +87,5 @@ class Recurrent(nn.Module):
 
         start = (jnp.zeros((x.shape[0], self.features), jnp.float32),) * arrays
         time_first = jax.tree.map(lambda a: a.swapaxes(0, 1), (z, mask))
-        state, outputs = lax.scan(masked_step, start, time_first, reverse=self.reverse)
-        return outputs.swapaxes(0, 1), state[0]
+        state, h = lax.scan(masked_step, start, time_first, reverse=self.reverse)
+        return jnp.swapaxes(h, 0, 1), state[0].astype(self.dtype)
