@@ -71,7 +71,7 @@ def _refuse_another(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> 
     changes = {
         key: values
         for key, values in configs.difference(old, new).items()
-        if not key.startswith(MAY_CHANGE)
+        if not f'{key}.'.startswith(tuple(f'{section}.' for section in MAY_CHANGE))
     }
     if changes:
         lines = [f'{key}: {there!r} there, {here!r} here' for key, (there, here) in changes.items()]

@@ -1,0 +1,153 @@
+"""The `bigjax` command. Nothing else parses flags; nothing here computes.
+
+A config file is Python and is run. Fields are set with `--config.section.field=value`.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigjax.errors import BigjaxError, ConfigError
+
+Overrides = list[tuple[str, str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, or the code of the error it names."""
+    arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
+    sys.path.insert(0, os.getcwd())  # so that package.module of the user's own is found
+    try:
+        return arguments.run(arguments, overrides) or 0
+    except BigjaxError as error:
+        print(f'bigjax: {" ".join(str(error).split())}', file=sys.stderr)
+        return error.exit_code
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
+    parser = argparse.ArgumentParser(prog='bigjax', description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    def command(name: str, run, help: str, *, config: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        if config:
+            sub.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a config file')
+            sub.epilog = 'Any field of the config: --config.section.field=value'
+        return sub
+
+    workdir = {'type': Path, 'required': True, 'metavar': 'DIR', 'help': 'the run folder'}
+    command('train', _train, 'train a model, or go on training it', config=True).add_argument(
+        '--workdir', **workdir
+    )
+    crossval = command('crossval', _crossval, 'train every fold; mean and deviation', config=True)
+    crossval.add_argument('--workdir', **workdir)
+    crossval.add_argument('--folds', type=int, default=5)
+    evaluate = command('eval', _eval, 'evaluate a trained run')
+    evaluate.add_argument('--run', dest='workdir', **workdir)
+    evaluate.add_argument('--split', default='test', choices=('train', 'val', 'test'))
+    evaluate.add_argument(
+        '--checkpoint', default=None, metavar='WHICH', help='latest, best or a step'
+    )
+    command('describe', _describe, 'parameters, shardings, FLOPs, memory', config=True)
+    command('report', _report, 'draw the plots and report.html of a run').add_argument(
+        'workdir', type=Path, metavar='RUN'
+    )
+    doctor = command('doctor', _doctor, 'check this machine')
+    doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
+    data = commands.add_parser('data', help='prepare data sets').add_subparsers(required=True)
+    prepare = data.add_parser('prepare', help='prepare a TFDS data set as array_record')
+    prepare.add_argument('name', help='such as fashion_mnist')
+    prepare.add_argument('--data_dir', type=Path, default=None, metavar='DIR')
+    prepare.add_argument('--from', dest='source', type=Path, default=None, metavar='DIR',
+                         help='a folder that holds the original files')  # fmt: skip
+    prepare.set_defaults(run=_prepare)
+
+    arguments, rest = parser.parse_known_args(argv)
+    overrides: Overrides = []
+    for flag in rest:
+        key, equals, value = flag.removeprefix('--config.').partition('=')
+        if not flag.startswith('--config.') or not equals or not hasattr(arguments, 'config'):
+            parser.error(f'unknown argument {flag!r}')
+        overrides.append((key, value))
+    return arguments, overrides
+
+
+def _train(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.study import report
+    from bigjax.train.loop import train
+
+    config = _load(arguments, overrides)
+    console = _console()
+    train(config, arguments.workdir, console)
+    console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
+
+
+def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.study.crossval import cross_validate
+
+    if arguments.folds < 2:
+        raise ConfigError(f'--folds: expected at least 2, got {arguments.folds}')
+    config = _load(arguments, [*overrides, ('data.folds', str(arguments.folds)), ('data.fold', '0')])
+    cross_validate(config, arguments.workdir, arguments.folds, _console())
+
+
+def _eval(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.train.outcome import evaluate_run
+
+    _start_jax()
+    evaluate_run(arguments.workdir, arguments.split, arguments.checkpoint, _console())
+
+
+def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.train.describe import describe
+
+    describe(_load(arguments, overrides), _console())
+
+
+def _report(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import report
+
+    _console().print(str(report.write(arguments.workdir)), soft_wrap=True)
+
+
+def _doctor(arguments: argparse.Namespace, _: Overrides) -> int:
+    from bigjax import doctor
+
+    return doctor.main(arguments.workdir)
+
+
+def _prepare(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.data import prepare
+
+    prepare.main(arguments.name, arguments.data_dir, arguments.source)
+
+
+def _load(arguments: argparse.Namespace, overrides: Overrides):
+    from bigjax import config
+
+    _start_jax()
+    return config.load(arguments.config, overrides)
+
+
+def _start_jax() -> None:
+    """Quiet logs, and compiled programs kept on disk from run to run."""
+    import jax
+
+    logging.getLogger('absl').setLevel(logging.ERROR)
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+        jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

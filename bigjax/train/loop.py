@@ -1,0 +1,328 @@
+"""The loop. At every step, in this order: evaluate, save, fetch, step, log.
+
+Device values are read one step after they were dispatched, so the host never holds the devices up;
+only evaluation and saving wait for them.
+"""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from bigjax import metrics, schema
+from bigjax.config import Config, Duration
+from bigjax.data import batches
+from bigjax.data.core import Batch
+from bigjax.errors import Diverged, Preempted
+from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.train import checkpoint, evaluate, folder, outcome, selection
+from bigjax.train.build import Run, build, metric_names
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.progress import Progress, final_table, logging_to, progress
+from bigjax.train.state import TrainState
+from bigjax.train.step import train_step
+from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: Path, console: Console | None = None) -> dict[str, float]:
+    """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
+
+    Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit code.
+    """
+    leads = jax.process_index() == 0
+    console = console if console is not None and leads else Console(quiet=True)
+    if leads:
+        folder.claim(workdir, config)
+    with logging_to(workdir if leads else None, console):
+        run = build(config)
+        _check_metric_names(run)
+        for note in run.notes:
+            log.info(note)
+        with (
+            jax.set_mesh(run.mesh),
+            checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
+        ):
+            started = time.perf_counter()
+            state, restored = _first_state(run, checkpoints)
+            sinks = open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
+            with Writer(workdir if leads else None, restored, sinks) as writer:
+                seconds = time.perf_counter() - started
+                writer.event('start', restored, seconds=seconds, devices=jax.device_count())
+                with progress(run.total_steps, restored or 0, console) as show:
+                    state = Session(run, workdir, checkpoints, writer, show).run(state, restored or 0)
+                results = _conclude(run, workdir, checkpoints, state, writer)
+        final_table(results, console)
+    return results
+
+
+class Session:
+    """One attempt: the loop and what it has to remember from step to step."""
+
+    def __init__(
+        self, run: Run, workdir: Path, checkpoints: Checkpoints, writer: Writer, show: Progress
+    ):
+        self.ran = run
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.show = show
+        self.history = _history(workdir)
+        self.evaluate = outcome.evaluator(run)
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.clock = Clock()
+        self.last_values: dict[str, float] = {}
+
+    def run(self, state: TrainState, start: int) -> TrainState:
+        """The state after the last step. Raises: Preempted, Diverged."""
+        run = self.ran
+        step_function = jax.jit(
+            partial(train_step, run.recipe),
+            donate_argnums=0,
+            out_shardings=(run.shardings, replicated(run.mesh)),
+        )
+        stop = run.total_steps
+        eval_due, save_due, log_due = (
+            partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
+        )
+        with closing(_stream(run, start)) as stream, _stop_requests() as asked_to_stop:
+            for step in range(start, stop + 1):
+                # here `step` updates are done, or dispatched
+                finished = step == stop
+                if step > start:
+                    improved = eval_due(step) and self._evaluate(step, state)
+                    stopping = bool(asked_to_stop) or self._waited_enough(eval_due(step))
+                    if improved or save_due(step) or stopping:
+                        self._save(step, state)
+                    if asked_to_stop and not finished:
+                        raise Preempted(f'stopped by {asked_to_stop[0]} and saved at step {step}')
+                    if stopping:
+                        break
+                if finished:
+                    break
+                with self.clock.waiting():
+                    batch = next(stream)
+                started = time.perf_counter()
+                state, logged = step_function(state, batch)
+                if step == start:
+                    seconds = time.perf_counter() - started
+                    self.writer.event('compile', step, seconds=seconds)
+                    self.clock.restart(step + 1)
+                self._log()
+                self.show.update(step)
+                if log_due(step + 1) or step == start:
+                    self.pending = step + 1, logged
+                self.latest = logged
+        self._log()
+        return state
+
+    def _cadences(self) -> tuple[Duration, Duration, Duration]:
+        config = self.ran.config
+        return config.eval.every, config.checkpoint.every, config.train.log_every
+
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluates on val, where there is one; whether the checkpoint's metric is at its best."""
+        source = self.ran.splits.sources.get('val')
+        if source is None:
+            return False
+        self._log()
+        with self.clock.paused():
+            started = time.perf_counter()
+            values = evaluate.scalars(self.evaluate(state.eval_variables, source), 'val')
+            self.writer.metrics(step, values)
+            self.writer.event('eval', step, seconds=time.perf_counter() - started)
+        self.last_values = values
+        self.show.update(step, values)
+        for name, value in values.items():
+            self.history.setdefault(name, []).append((step, value))
+        best = self.ran.config.checkpoint.best
+        return best is not None and selection.best_step(best, self.history[best]) == step
+
+    def _waited_enough(self, evaluated: bool) -> bool:
+        config = self.ran.config.train.early_stopping
+        if config is None or not evaluated:
+            return False
+        return selection.should_stop(config, self.history.get(config.metric, []))
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self._log()
+        if step in checkpoint.steps(self.checkpoints):
+            return
+        with self.clock.paused():
+            self._require_finite(step, float(self.latest['loss']), float(self.latest['grad_norm']))
+            started = time.perf_counter()
+            scored = {name: points[-1][1] for name, points in self.history.items() if points[-1][0] == step}
+            checkpoint.save(self.checkpoints, step, state, scored)
+            self.writer.event('save', step, seconds=time.perf_counter() - started)
+
+    def _log(self) -> None:
+        """Reads and writes the metrics that wait, if any."""
+        if self.pending is None:
+            return
+        step, values = self.pending
+        self.pending = None
+        run = self.ran
+        host = jax.device_get(values)
+        groups = run.recipe.train_groups
+        measured = metrics.compute(groups, metrics.accumulate(groups, None, host.pop('metrics')))
+        numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
+        timing = self.clock.lap(step, run.config.train.batch_size, run.splits.spec.tokens)
+        numbers |= {f'perf/{name}': value for name, value in timing.items()}
+        self.writer.metrics(step, numbers)
+        self.show.update(step, numbers)
+        self._require_finite(step, numbers['train/loss'], numbers['train/grad_norm'])
+
+    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            there = checkpoint.steps(self.checkpoints)
+            self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
+            raise Diverged(
+                f'step {step}: train/loss is {loss}, gradient norm {grad_norm}; lower '
+                'optimizer.learning_rate or set optimizer.clip; '
+                + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
+            )
+
+
+class Clock:
+    """Seconds a step, without evaluation and saving."""
+
+    def __init__(self):
+        self.step: int | None = None
+        self.idle = self.waited = 0.0
+
+    def restart(self, step: int) -> None:
+        self.step, self.since = step, time.perf_counter()
+        self.idle = self.waited = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.idle += time.perf_counter() - started
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
+
+    def lap(self, step: int, batch_size: int, tokens: int | None) -> dict[str, float]:
+        """Throughput since the last lap; nothing at the first step, which compiles."""
+        if self.step is None or step <= self.step:
+            self.restart(step)
+            return {}
+        steps = step - self.step
+        seconds = (time.perf_counter() - self.since - self.idle) / steps
+        timing = {
+            'step_seconds': seconds,
+            'data_wait_seconds': self.waited / steps,
+            'examples_per_second': batch_size / seconds,
+        }
+        if tokens is not None:
+            timing['tokens_per_second'] = batch_size * tokens / seconds
+        self.restart(step)
+        return timing
+
+
+def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
+    """The latest checkpoint and its step, or a fresh state (perhaps with another run's weights)."""
+    if there := checkpoint.steps(checkpoints):
+        state = checkpoint.restore(checkpoints, there[-1], run.abstract)
+        log.info('resuming from step %d of %d', there[-1], run.total_steps)
+        return state, there[-1]
+    state = run.init()
+    if run.config.init_from is not None:
+        params, _ = checkpoint.init_params(run.config.init_from, state.params)
+        ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
+        state = TrainState(**{**vars(state), 'params': params, 'ema': ema})
+    return state, None
+
+
+def _stream(run: Run, start: int) -> Iterator[Batch]:
+    """This process's batches from step `start` on, already on their way to the devices."""
+    config, source, sharding = run.config, run.splits.sources['train'], run.batch_sharding
+    size = config.train.batch_size
+    rows = process_rows(sharding, size)
+
+    def make(step: int) -> Batch:
+        batch = batches.train_batch(source, config.seed, step, size, rows)
+        return batches.to_device(batch, sharding, size)
+
+    return batches.prefetched(make, start, run.total_steps, config.data.prefetch)
+
+
+def _conclude(
+    run: Run, workdir: Path, checkpoints: Checkpoints, state: TrainState, writer: Writer
+) -> dict[str, float]:
+    """Evaluates val and test in full, on the best checkpoint where one is kept, else on the last."""
+    checkpoints.wait()
+    best = run.config.checkpoint.best
+    step = int(state.step)
+    if best is not None:
+        step = checkpoint.pick(checkpoints, 'best', best)
+        state = checkpoint.restore(checkpoints, step, run.abstract)
+    results: dict[str, float] = {}
+    for split in ('val', 'test'):
+        if split in run.splits.sources:
+            results |= outcome.report_split(run, state.eval_variables, split, step, workdir)
+    test = {name: value for name, value in results.items() if name.startswith('test/')}
+    if test:
+        writer.metrics(int(state.step), test)
+    writer.event('done', int(state.step))
+    return results
+
+
+def _history(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Values of val so far, by name."""
+    if not (workdir / 'metrics.jsonl').is_file():
+        return {}
+    return {
+        name: list(zip(steps.tolist(), values.tolist(), strict=True))
+        for name, (steps, values) in columns(read_metrics(workdir)).items()
+        if name.startswith('val/')
+    }
+
+
+def _is_due(every: int, stop: int, step: int) -> bool:
+    """Whether something done `every` so many steps (0: only at the end) is due after `step`."""
+    return step == stop or (every > 0 and step % every == 0)
+
+
+def _check_metric_names(run: Run) -> None:
+    measured = [f'val/{name}' for name in ('loss', *metric_names(run.config, run.recipe.task))]
+    measured = measured if 'val' in run.splits.sources else []
+    if run.config.checkpoint.best is not None:
+        selection.check_metric(run.config.checkpoint.best, measured, 'config.checkpoint.best')
+    if run.config.train.early_stopping is not None:
+        metric = run.config.train.early_stopping.metric
+        selection.check_metric(metric, measured, 'config.train.early_stopping.metric')
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """A list that gets the name of SIGTERM or SIGINT when one comes; the loop then saves and stops."""
+    asked: list[str] = []
+    before = {}
+
+    def ask(number: int, _: Any) -> None:
+        asked.append(signal.Signals(number).name)
+        signal.signal(number, before[number])  # a second one is not held back
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: somebody else handles signals
+        pass
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""What came of a run: full evaluation of a split, its curves and sample predictions, as files."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from bigjax import metrics
+from bigjax.data import batches
+from bigjax.data.core import Source
+from bigjax.errors import DataError
+from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.train import checkpoint, evaluate, folder
+from bigjax.train.build import Run, build, metric_groups, metric_names
+from bigjax.train.generate import continuations
+from bigjax.train.progress import final_table
+from bigjax.train.step import eval_step, predict_step
+from bigjax.train.writers import replace_file
+
+FOLDER = 'evaluation'
+NUM_SAMPLES = 24
+MAX_CLASSES_SHOWN = 100
+
+CURVES = {
+    'binary': ('confusion_matrix', 'roc_curve'),
+    'multiclass': ('confusion_matrix', 'precision_per_class', 'recall_per_class', 'f1_per_class'),
+    'multilabel': ('precision_per_class', 'recall_per_class', 'f1_per_class'),
+}
+
+Evaluate = Callable[[Any, Source], dict[str, Any]]
+
+
+def evaluator(run: Run, groups: dict[str, metrics.MetricGroup] | None = None) -> Evaluate:
+    """A function (variables, source) -> loss and metrics; it compiles once for all splits."""
+    groups = metric_groups(run.config, run.recipe.task) if groups is None else groups
+    step = jax.jit(partial(eval_step, run.recipe, groups), out_shardings=replicated(run.mesh))
+
+    def evaluate_source(variables: Any, source: Source) -> dict[str, Any]:
+        return evaluate.evaluate(
+            step, groups, variables, source, run.eval_batch_size, run.batch_sharding
+        )
+
+    return evaluate_source
+
+
+def report_split(run: Run, variables: Any, split: str, step: int, workdir: Path) -> dict[str, float]:
+    """Evaluates `split` with every curve, writes `evaluation/<split>.json`, returns the numbers."""
+    task, spec, source = run.recipe.task, run.splits.spec, run.splits.sources[split]
+    names = dict.fromkeys(metric_names(run.config, task))
+    if (spec.num_classes or 0) <= MAX_CLASSES_SHOWN:
+        names |= dict.fromkeys(CURVES.get(task.kind, ()))
+    values = evaluator(run, task.metrics(tuple(names)))(variables, source)
+    outcome = {
+        'step': step,
+        'kind': task.kind,
+        'metrics': {name: value for name, value in values.items() if np.ndim(value) == 0},
+        'curves': evaluate.curves(values),
+        'class_names': list(spec.class_names),
+        'samples': _samples(run, variables, source),
+    }
+    if task.kind == 'regression':
+        outcome['curves'] |= _predicted_and_actual(run, variables, source)
+    if jax.process_index() == 0:
+        folder = workdir / FOLDER
+        folder.mkdir(exist_ok=True)
+        replace_file(folder / f'{split}.json', json.dumps(outcome).encode())
+    return evaluate.scalars(values, split)
+
+
+def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
+    decode, spec = run.splits.decode, run.splits.spec
+    rows = source[np.arange(min(NUM_SAMPLES, len(source)))]
+    if run.recipe.task.kind == 'language_model':
+        return continuations(run.recipe.model, variables, rows, decode)
+    predictions = _predict(run, variables, source, 0)
+    return evaluate.samples(run.recipe.task.kind, spec, rows, predictions, decode)
+
+
+def _predicted_and_actual(run: Run, variables: Any, source: Source) -> dict[str, Any]:
+    count = min(len(source), 2000, run.eval_batch_size)
+    predicted = _predict(run, variables, source, 0)[:count]
+    actual = source[np.arange(count)]['targets']
+    return {'predicted': np.ravel(predicted).tolist(), 'actual': np.ravel(actual).tolist()}
+
+
+def _predict(run: Run, variables: Any, source: Source, index: int) -> np.ndarray:
+    """Predictions for evaluation batch `index`, whole on every process."""
+    size, sharding = run.eval_batch_size, run.batch_sharding
+    rows = process_rows(sharding, size)
+    batch = batches.to_device(batches.eval_batch(source, index, size, rows), sharding, size)
+    predict = jax.jit(partial(predict_step, run.recipe), out_shardings=replicated(run.mesh))
+    return np.asarray(predict(variables, batch))
+
+
+def evaluate_run(workdir: Path, split: str, which: str | None, console: Console) -> dict[str, float]:
+    """Evaluates a split of the run in `workdir` again, from its own config and checkpoint.
+
+    which: 'latest', 'best' or a step; by default the best where the run kept one.
+    Raises: ConfigError, DataError or CheckpointError.
+    """
+    config = folder.saved_config(workdir)
+    run = build(config)
+    if split not in run.splits.sources:
+        raise DataError(f'this run has no {split} split; there are {", ".join(run.splits.sources)}')
+    with (
+        jax.set_mesh(run.mesh),
+        checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
+    ):
+        which = which or ('best' if config.checkpoint.best else 'latest')
+        step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
+        state = checkpoint.restore(checkpoints, step, run.abstract)
+        results = report_split(run, state.eval_variables, split, step, workdir)
+    final_table(results, console)
+    return results

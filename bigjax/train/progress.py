@@ -1,0 +1,205 @@
+"""What a person sees while a run goes on, and what `log.txt` keeps of it.
+
+Messages come from anywhere through `logging.getLogger(__name__)`. Progress is a live bar on a terminal,
+and plain lines at a bounded rate elsewhere and in `log.txt`:
+
+    step 300/1120  train/loss 0.1234  4,512 examples/s  eta 0:32
+
+Everything here takes numbers that are already on the host.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SPLITS = ('train', 'val', 'test')
+QUIET = ('train/learning_rate',)  # recorded, and plotted, but not worth a person's line
+
+# Its own logger: what is logged here, an interactive terminal shows in a better way.
+lines = logging.getLogger('bigjax.progress')
+
+
+@contextmanager
+def logging_to(workdir: Path | None, console: Console) -> Iterator[None]:
+    """Send what bigjax logs to the console and, with time stamps, to `<workdir>/log.txt`.
+
+    Processes other than the first pass `None` and `Console(quiet=True)`.
+    """
+    logger = logging.getLogger('bigjax')
+    handlers: list[logging.Handler] = [_ConsoleHandler(console)]
+    if workdir is not None:
+        handlers.append(logging.FileHandler(workdir / 'log.txt', encoding='utf-8'))
+        handlers[-1].setFormatter(logging.Formatter('%(asctime)s %(levelname).1s %(message)s'))
+    before = logger.level, logger.propagate
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl gives the root logger a handler, which would say all twice
+    try:
+        yield
+    finally:
+        logger.level, logger.propagate = before
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == lines.name and self._console.is_interactive:
+            return
+        level = '' if record.levelno <= logging.INFO else f'{record.levelname.lower()}: '
+        self._console.print(
+            level + self.format(record), markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class Progress:
+    """Where a run stands; `update` costs about a microsecond when there is nothing to print."""
+
+    def __init__(self, total_steps: int, start_step: int, every: float, clock: Callable[[], float]):
+        self.step = start_step
+        self._total = total_steps
+        self._every = every
+        self._clock = clock
+        self._first: tuple[int, float] | None = None  # the first step that came after compiling
+        self._latest: dict[str, float] = {}
+        self._news: dict[str, float] = {}
+        self._next_line = 0.0
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """`step` is done; `metrics`, if any were read, are flat keys such as `val/loss`."""
+        now = self._clock()
+        self.step = step
+        if self._first is None:
+            self._first = step, now
+            self._next_line = now
+        if metrics:
+            self._latest.update(metrics)
+            self._news.update(metrics)
+        if self._news and (now >= self._next_line or step == self._total):
+            self.flush()
+            self._next_line = now + self._every
+
+    def flush(self) -> None:
+        """Log a line of what came in since the last one."""
+        if self._news:
+            parts = [f'step {self.step}/{self._total}', *_shown(self._news), *self._pace()]
+            self._news = {}
+            lines.info('  '.join(parts))
+
+    def render(self) -> Group:
+        """The bar of a terminal, drawn a few times a second by rich's own thread."""
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(
+            f'step {self.step:,}/{self._total:,}',
+            ProgressBar(total=self._total, completed=self.step),
+            '  '.join(self._pace()),
+        )
+        shown = '  '.join(_shown(dict(self._latest)))
+        return Group(bar, Text(shown, style='dim', no_wrap=True, overflow='ellipsis'))
+
+    def _pace(self) -> list[str]:
+        """Throughput, time a step, time left; what is not known yet is left out."""
+        pace = []
+        for unit in ('tokens', 'examples'):
+            if (rate := self._latest.get(f'perf/{unit}_per_second')) is not None:
+                pace.append(f'{rate:,.0f} {unit}/s')
+                break
+        if (seconds := self._latest.get('perf/step_seconds')) is not None:
+            pace.append(f'{seconds * 1e3:.3g} ms/step')
+        if self._first is not None and self.step > self._first[0]:
+            seconds = (self._clock() - self._first[1]) / (self.step - self._first[0])
+            pace.append(f'eta {duration((self._total - self.step) * seconds)}')
+        return pace
+
+
+@contextmanager
+def progress(
+    total_steps: int,
+    start_step: int = 0,
+    console: Console | None = None,
+    every: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Progress]:
+    """A `Progress` for the loop to update: a live bar if the console is interactive, and a line at
+    most `every` seconds (and at the end) for `logging_to`'s outputs."""
+    console = console or Console()
+    show = Progress(total_steps, start_step, every, clock)
+    try:
+        if console.is_interactive:
+            with Live(console=console, get_renderable=show.render, refresh_per_second=4):
+                yield show
+        else:
+            yield show
+    finally:
+        show.flush()
+
+
+def final_table(metrics: Mapping[str, float], console: Console) -> None:
+    """Show the results, a row a metric and a column a split: a table, and aligned text for the log."""
+    splits, rows = by_split(metrics)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column('')
+    for split in splits:
+        table.add_column(split, justify='right')
+    width = max((len(name) for name in rows), default=0)
+    lines.info(' ' * width + ''.join(f'{split:>12}' for split in splits))
+    for name, values in rows.items():
+        cells = [number(values[split]) if split in values else '' for split in splits]
+        table.add_row(Text(name), *cells)
+        lines.info(f'{name:{width}}' + ''.join(f'{cell:>12}' for cell in cells))
+    if console.is_interactive:
+        console.print(table)
+
+
+def by_split(
+    metrics: Mapping[str, float],
+) -> tuple[tuple[str, ...], dict[str, dict[str, float]]]:
+    """Flat keys as (the splits there are, metric -> split -> value).
+
+    Metrics of training alone (the learning rate, norms) are left out where others were evaluated.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        split, _, name = key.partition('/')
+        if split in SPLITS:
+            rows.setdefault(name, {})[split] = value
+    evaluated = {name: values for name, values in rows.items() if set(values) - {'train'}}
+    rows = evaluated or rows
+    return tuple(split for split in SPLITS if any(split in values for values in rows.values())), rows
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent where a person would write none."""
+    return f'{value:,.0f}' if 1e4 <= abs(value) < 1e9 else f'{value:.4g}'
+
+
+def duration(seconds: float) -> str:
+    """`0:32`, `12:05`, `1:02:03`, `50:00:00`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f'{hours}:{minute:02}:{second:02}' if hours else f'{minute}:{second:02}'
+
+
+def _shown(metrics: Mapping[str, float]) -> list[str]:
+    """Losses first: a narrow terminal cuts off the rest."""
+    keys = [key for key in metrics if not key.startswith('perf/') and key not in QUIET]
+    keys.sort(key=lambda key: not key.endswith('/loss'))
+    return [f'{key} {number(metrics[key])}' for key in keys]

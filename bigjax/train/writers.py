@@ -1,0 +1,269 @@
+"""What a run writes of itself as it goes, and how to read it back.
+
+`metrics.jsonl` is the source of truth: one object a line with `step`, `time` (unix seconds), `attempt`
+and flat keys such as `val/loss`. A value that is not finite is null there, and named in `nonfinite`:
+
+    {"step": 7, "time": 1.7e9, "attempt": 1, "train/loss": null, "nonfinite": {"train/loss": "inf"}}
+
+`events.jsonl` tells what happened: `event`, `time`, `attempt`, `step` where there is one, `details`.
+TensorBoard and W&B are sinks beside them: they may fail, the run and these two files go on.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from bigjax.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+
+METRICS = 'metrics.jsonl'
+EVENTS = 'events.jsonl'
+_NOT_METRICS = ('step', 'time', 'attempt', 'nonfinite')
+
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Another home for metrics."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Writer:
+    """The metrics, events and sinks of one attempt at a run; use it as a context manager.
+
+    Opening it after a crash mends the files: a torn last line goes, and so do the metrics past
+    `restored_step` (None: nothing was restored, all of them), which this attempt will write again.
+    Only the first process writes: any other passes `workdir=None`.
+
+    A line reaches the operating system before `metrics` or `event` returns, so a kill loses none.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | None,
+        restored_step: int | None = None,
+        sinks: Mapping[str, Sink] | None = None,
+    ):
+        nowhere = Path(os.devnull)
+        metrics_path, events_path = (
+            (workdir / METRICS, workdir / EVENTS) if workdir else (nowhere, nowhere)
+        )
+        self._sinks = dict(sinks or {})
+        past, _ = _mend(events_path, lambda row: True)
+        self.attempt = 1 + max((row['attempt'] for row in past), default=0)
+        last_step = -1 if restored_step is None else restored_step
+        _, dropped = _mend(metrics_path, lambda row: row['step'] <= last_step)
+        self._metrics = metrics_path.open('a', buffering=1, encoding='utf-8')
+        self._events = events_path.open('a', buffering=1, encoding='utf-8')
+        if dropped:
+            self.event('drop', restored_step, lines=dropped)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line of numbers, already on the host, and hand them to the sinks."""
+        plain = {key: float(value) for key, value in values.items()}
+        self._metrics.write(_metrics_line(step, time.time(), self.attempt, plain))
+        for name in list(self._sinks):
+            self._try(name, lambda sink: sink.write(step, plain))
+
+    def event(self, event: str, step: int | None = None, **details: Any) -> None:
+        """Append what just happened; `seconds` among the details is how long it took."""
+        row = {'event': event, 'time': time.time(), 'attempt': self.attempt}
+        row |= {} if step is None else {'step': int(step)}
+        self._events.write(_dumps({**row, 'details': _strict(details)}))
+
+    def close(self) -> None:
+        for name in list(self._sinks):
+            self._try(name, lambda sink: sink.close())
+        self._metrics.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _try(self, name: str, call: Callable[[Sink], None]) -> None:
+        try:
+            call(self._sinks[name])
+        except Exception as error:  # whatever it is, it is the sink's affair and not the run's
+            del self._sinks[name]
+            log.warning('sink %s failed and is off for this attempt: %r', name, error)
+            self.event('sink_failed', sink=name, error=repr(error))
+
+
+def open_sinks(
+    names: Iterable[str], workdir: Path, restored_step: int | None, config: Mapping[str, Any]
+) -> dict[str, Sink]:
+    """The sinks `names`, keys of SINKS. Raises: ConfigError if one's package is not installed."""
+    sinks: dict[str, Sink] = {}
+    for name in names:
+        try:
+            sinks[name] = SINKS[name](workdir, restored_step, config)
+        except ImportError as error:
+            raise ConfigError(
+                f'config.sinks asks for {name}, which cannot be imported ({error}); '
+                f'pip install bigjax[{name}], or leave it out'
+            ) from error
+        except Exception as error:
+            log.warning('sink %s did not open and is off for this attempt: %r', name, error)
+    return sinks
+
+
+class TensorBoard:
+    """Event files in `<workdir>/tensorboard`, written by a thread of tensorboardX."""
+
+    def __init__(self, workdir: Path, restored_step: int | None, config: Mapping[str, Any]):
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(
+            str(workdir / 'tensorboard'),
+            purge_step=0 if restored_step is None else restored_step + 1,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run that the attempts at one workdir share; settings come from the WANDB_* variables."""
+
+    def __init__(self, workdir: Path, restored_step: int | None, config: Mapping[str, Any]):
+        import wandb
+
+        id_file = workdir / 'wandb_id.txt'
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=os.environ.get('WANDB_PROJECT', 'bigjax'),
+            name=workdir.name,
+            id=id_file.read_text(),
+            resume='allow',
+            dir=str(workdir),
+            config=dict(config),
+        )
+        # W&B's own step only grows and it drops what lies behind; ours goes back on a resume.
+        self._run.define_metric('step')
+        self._run.define_metric('*', step_metric='step')
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({'step': step, **metrics})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: Mapping[str, Callable[[Path, int | None, Mapping[str, Any]], Sink]] = {
+    'tensorboard': TensorBoard,
+    'wandb': WeightsAndBiases,
+}
+
+
+def read_metrics(workdir: Path) -> list[Row]:
+    """The lines of metrics.jsonl, values that are not finite restored; a torn last line is left out.
+
+    Raises: DataError for a folder without metrics, and for a damaged line before the last.
+    """
+    path = workdir / METRICS
+    if not path.is_file():
+        raise DataError(f'no {METRICS} in {str(workdir)!r}; expected the folder of a run')
+    rows = read_lines(path)
+    for row in rows:
+        row.update({key: float(value) for key, value in row.pop('nonfinite', {}).items()})
+    return rows
+
+
+def read_events(workdir: Path) -> list[Row]:
+    """The lines of events.jsonl, none if there is no such file."""
+    path = workdir / EVENTS
+    return read_lines(path) if path.is_file() else []
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The objects of a JSON-lines file, without a torn last line. Raises: DataError."""
+    *lines, torn = path.read_bytes().split(b'\n')  # `torn` is empty after a complete last line
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f'{path}:{number}: not JSON ({error}); delete that line to go on without it'
+            ) from None
+    return rows
+
+
+def columns(rows: Iterable[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metrics by key: the steps (int) at which it was written, and its values (float64)."""
+    pairs: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in _NOT_METRICS:
+                pairs.setdefault(key, []).append((row['step'], value))
+    return {
+        key: (np.array([step for step, _ in pair]), np.array([value for _, value in pair], float))
+        for key, pair in pairs.items()
+    }
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `path` so that at any moment it holds either the old content or all of the new."""
+    temporary = path.with_name(path.name + '.tmp')
+    with temporary.open('wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], int]:
+    """Rewrite `path` with its whole lines that `keep` accepts: (those rows, how many it refused)."""
+    if not path.is_file():
+        return [], 0
+    rows = read_lines(path)
+    kept = [row for row in rows if keep(row)]
+    content = ''.join(map(_dumps, kept)).encode()
+    if content != path.read_bytes():
+        replace_file(path, content)
+    return kept, len(rows) - len(kept)
+
+
+def _metrics_line(step: int, now: float, attempt: int, values: Mapping[str, float]) -> str:
+    row: Row = {'step': int(step), 'time': now, 'attempt': attempt, **values}
+    nonfinite = {key: str(value) for key, value in values.items() if not math.isfinite(value)}
+    if nonfinite:
+        row |= dict.fromkeys(nonfinite) | {'nonfinite': nonfinite}
+    return _dumps(row)
+
+
+def _dumps(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + '\n'
+
+
+def _strict(value: Any) -> Any:
+    """`value` as strict JSON can hold it: other objects, and numbers that are not finite, as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
