@@ -1,7 +1,7 @@
 """What a person sees while a run goes on, and what `log.txt` keeps of it.
 
-Messages come from anywhere through `logging.getLogger(__name__)`. Progress is a live bar on a terminal,
-and plain lines at a bounded rate elsewhere and in `log.txt`:
+Messages come from anywhere through `logging.getLogger(__name__)`. Progress is a live bar on a
+terminal, and plain lines at a bounded rate elsewhere and in `log.txt`:
 
     step 300/1120  train/loss 0.1234  4,512 examples/s  eta 0:32
 
@@ -153,7 +153,7 @@ def progress(
 
 
 def final_table(metrics: Mapping[str, float], console: Console) -> None:
-    """Show the results, a row a metric and a column a split: a table, and aligned text for the log."""
+    """Show the results, a row a metric and a column a split; the log gets them as aligned text."""
     splits, rows = by_split(metrics)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column('')
@@ -183,7 +183,9 @@ def by_split(
             rows.setdefault(name, {})[split] = value
     evaluated = {name: values for name, values in rows.items() if set(values) - {'train'}}
     rows = evaluated or rows
-    return tuple(split for split in SPLITS if any(split in values for values in rows.values())), rows
+    return tuple(
+        split for split in SPLITS if any(split in values for values in rows.values())
+    ), rows
 
 
 def number(value: float) -> str:

@@ -1,11 +1,11 @@
 """What a run writes of itself as it goes, and how to read it back.
 
-`metrics.jsonl` is the source of truth: one object a line with `step`, `time` (unix seconds), `attempt`
-and flat keys such as `val/loss`. A value that is not finite is null there, and named in `nonfinite`:
+`metrics.jsonl` is the source of truth: one object a line with `step`, `time` (unix seconds),
+`attempt` and flat keys such as `val/loss`. Of a value that is not finite it says so beside a null:
 
     {"step": 7, "time": 1.7e9, "attempt": 1, "train/loss": null, "nonfinite": {"train/loss": "inf"}}
 
-`events.jsonl` tells what happened: `event`, `time`, `attempt`, `step` where there is one, `details`.
+`events.jsonl` tells what happened: `event`, `time`, `attempt`, `step` if there is one, `details`.
 TensorBoard and W&B are sinks beside them: they may fail, the run and these two files go on.
 """
 
@@ -142,7 +142,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run that the attempts at one workdir share; settings come from the WANDB_* variables."""
+    """A W&B run that all attempts at one workdir share; WANDB_* variables have its settings."""
 
     def __init__(self, workdir: Path, restored_step: int | None, config: Mapping[str, Any]):
         import wandb
@@ -176,7 +176,7 @@ SINKS: Mapping[str, Callable[[Path, int | None, Mapping[str, Any]], Sink]] = {
 
 
 def read_metrics(workdir: Path) -> list[Row]:
-    """The lines of metrics.jsonl, values that are not finite restored; a torn last line is left out.
+    """The lines of metrics.jsonl, without a torn last one; values that are not finite are back.
 
     Raises: DataError for a folder without metrics, and for a damaged line before the last.
     """
@@ -197,7 +197,7 @@ def read_events(workdir: Path) -> list[Row]:
 
 def read_lines(path: Path) -> list[Row]:
     """The objects of a JSON-lines file, without a torn last line. Raises: DataError."""
-    *lines, torn = path.read_bytes().split(b'\n')  # `torn` is empty after a complete last line
+    lines = path.read_bytes().split(b'\n')[:-1]  # after the last newline: nothing, or a torn line
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -233,7 +233,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], int]:
-    """Rewrite `path` with its whole lines that `keep` accepts: (those rows, how many it refused)."""
+    """Leave in `path` the whole lines that `keep` accepts: (those rows, how many it refused)."""
     if not path.is_file():
         return [], 0
     rows = read_lines(path)
@@ -257,7 +257,7 @@ def _dumps(row: Row) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """`value` as strict JSON can hold it: other objects, and numbers that are not finite, as text."""
+    """`value` as strict JSON can hold it; as text, if it is an object or not finite."""
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

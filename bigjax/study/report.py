@@ -1,0 +1,301 @@
+"""The report of a run: its folder in, `plots/*.png` and one self-contained `report.html` out.
+
+`read` takes everything from the folder, `draw` makes figures of it, `render` a page of both. The
+page loads nothing from anywhere, and what comes from data (class names, text) is never markup.
+"""
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bigjax import schema
+from bigjax.config import flatten, resolve
+from bigjax.errors import DataError
+from bigjax.study import plots
+from bigjax.train.progress import SPLITS, by_split, duration, number
+from bigjax.train.writers import Row, columns, read_events, read_metrics, replace_file
+
+HEADLINES = ('accuracy', 'auc', 'r2', 'bits_per_byte', 'perplexity', 'loss')
+"""What sums a run up, the first that it has, unless its config says otherwise."""
+
+CAPTIONS = {
+    'curves': 'Training and validation over steps; a diamond marks the test result.',
+    'confusion_matrix': 'Rows are targets, columns predictions.',
+    'roc_curve': 'Receiver operating characteristic; chance is the dashed diagonal.',
+    'precision_recall': 'Precision against recall; AP is the average precision.',
+    'calibration': 'Reliability: on the dashed diagonal, confidence is what it claims to be.',
+    'f1_per_class': 'F1 of each class, the lowest first.',
+    'predicted_vs_actual': 'Each point an example; on the dashed diagonal the prediction is exact.',
+    'samples': 'Sample predictions; wrong ones name their target.',
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says. Only the metrics must be there: a report can be made at any time.
+
+    evaluations: by split, `step`, `metrics`, `curves`, `class_names` and `samples`.
+    """
+
+    name: str
+    metrics: list[Row]
+    events: list[Row]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The one to show in full: of test, or else of val."""
+        return next((self.evaluations[s] for s in reversed(SPLITS) if s in self.evaluations), {})
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The last value of each metric, flat keys; the final evaluations have the last word."""
+        last = {key: float(values[-1]) for key, (_, values) in columns(self.metrics).items()}
+        for split, evaluation in self.evaluations.items():
+            last |= {f'{split}/{name}': value for name, value in evaluation['metrics'].items()}
+        return last
+
+
+def write(workdir: Path) -> Path:
+    """Make `plots/*.png` and `report.html` of the run in `workdir`; the path of the report.
+
+    Raises: DataError if there are no metrics or a file is damaged.
+    """
+    run = read(workdir)
+    folder = workdir / 'plots'
+    folder.mkdir(exist_ok=True)
+    images = {}
+    for name, figure in draw(run).items():
+        plots.save(figure, folder / f'{name}.png')
+        images[name] = (folder / f'{name}.png').read_bytes()
+    path = workdir / 'report.html'
+    replace_file(path, render(run, images).encode())
+    return path
+
+
+def read(workdir: Path) -> Run:
+    """Raises: DataError."""
+    return Run(
+        name=workdir.resolve().name,
+        metrics=read_metrics(workdir),
+        events=read_events(workdir),
+        config=_read_json(workdir / 'config.json'),
+        environment=_read_json(workdir / 'env.json'),
+        evaluations={
+            path.stem: _read_json(path) for path in sorted(workdir.glob('evaluation/*.json'))
+        },
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise DataError(f'{path}: not JSON ({error}); restore or delete it') from None
+
+
+def draw(run: Run) -> dict[str, Figure]:
+    """The figures that apply to a run, by file name."""
+    curves = run.evaluation.get('curves', {})
+    names = run.evaluation.get('class_names', ())
+    samples = run.evaluation.get('samples', ())
+    figures = {'curves': plots.learning_curves(columns(run.metrics), run.results)}
+    if np.ndim(confusion := curves.get('confusion_matrix', 0)) == 2:  # of several labels it is 3
+        figures['confusion_matrix'] = plots.confusion_matrix(confusion, names)
+    if 'roc_curve' in curves:
+        figures['roc_curve'] = plots.roc_curve(roc := _by_name(curves['roc_curve']))
+        if np.shape(confusion) == (2, 2):
+            negatives, positives = np.sum(confusion, axis=1)
+            figures['precision_recall'] = plots.precision_recall(
+                {
+                    name: _precision_recall(curve, negatives, positives)
+                    for name, curve in roc.items()
+                }
+            )
+    if 'calibration_curve' in curves:
+        figures['calibration'] = plots.calibration(**curves['calibration_curve'])
+    if 'f1_per_class' in curves:
+        figures['f1_per_class'] = plots.per_class_bars(curves['f1_per_class'], names)
+    if 'predicted' in curves:
+        figures['predicted_vs_actual'] = plots.predicted_vs_actual(
+            curves['actual'], curves['predicted']
+        )
+    if any(sample['input']['kind'] == 'image' for sample in samples):
+        figures['samples'] = plots.sample_grid(samples)
+    return figures
+
+
+def _by_name(roc: Any) -> dict[str, dict[str, Any]]:
+    """ROC curves by class, '' for the only one, which may be rows [fpr, tpr, threshold]."""
+    if isinstance(roc, list):
+        return {'': {'fpr': roc[0], 'tpr': roc[1]}}
+    return {'': roc} if 'fpr' in roc else roc
+
+
+def _precision_recall(
+    roc: Mapping[str, Any], negatives: float, positives: float
+) -> dict[str, np.ndarray]:
+    """The same thresholds as precision and recall, by Bayes' rule, from recall 1 down to 0."""
+    false, true = np.asarray(roc['fpr']) * negatives, np.asarray(roc['tpr']) * positives
+    called = false + true
+    precision = np.divide(true, called, out=np.ones_like(called), where=called > 0)
+    return {'precision': precision[::-1], 'recall': np.asarray(roc['tpr'], float)[::-1]}
+
+
+def render(run: Run, images: Mapping[str, bytes]) -> str:
+    """The page, with PNG `images` by name inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('bigjax', 'study'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {'number': number, 'duration': duration, 'data_uri': _data_uri}
+    splits, rows = by_split(run.results)
+    return environment.get_template('report_template.html').render(
+        run=run,
+        headline=_headline(run, splits, rows),
+        facts=dict(_facts(run)),
+        command=_command(run.environment),
+        splits=splits,
+        rows=rows,
+        figures=[
+            {'png': png, 'caption': CAPTIONS[name], 'width': _css_width(png)}
+            for name, png in images.items()
+            if name != 'samples'  # these the page shows itself
+        ],
+        samples=_samples(run),
+        config=_config_sections(run.config),
+        environment={k: _text(v) for k, v in flatten(run.environment).items() if k != 'command'},
+        spent=_time_spent(run),
+        timeline=list(_timeline(run)),
+    )
+
+
+def _headline(
+    run: Run, splits: tuple[str, ...], rows: dict[str, dict[str, float]]
+) -> dict[str, Any] | None:
+    """The one number: of the metric that the config cares for, on the split that counts most."""
+    best = run.config.get('checkpoint', {}).get('best') or ''
+    asked = run.config.get('eval', {}).get('metrics', ())
+    for name in (best.partition('/')[2], *asked, *HEADLINES):
+        if name in rows:
+            split = next(split for split in reversed(splits) if split in rows[name])
+            return {'name': name, 'split': split, 'value': rows[name][split]}
+    return None
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    series = columns(run.metrics)
+    if run.metrics:
+        yield 'steps', f'{run.metrics[-1]["step"]:,}'
+    if spent := _time_spent(run):
+        yield 'wall time', duration(sum(spent.values()))
+    for unit in ('tokens', 'examples'):
+        if (key := f'perf/{unit}_per_second') in series:
+            yield f'{unit} a second', f'{np.median(series[key][1]):,.0f}'
+            break
+    if 'perf/mfu' in series:
+        yield 'model FLOPs utilisation', f'{np.median(series["perf/mfu"][1]):.1%}'
+    if (attempts := max((row['attempt'] for row in run.events), default=1)) > 1:
+        yield 'attempts', str(attempts)
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    command = environment.get('command', '')
+    return command if isinstance(command, str) else shlex.join(command)
+
+
+def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Samples by heading: wrong ones, the most confident first, then right ones."""
+    groups: dict[str, list[dict[str, Any]]] = {'Wrong': [], 'Right': [], '': []}
+    values = 'predicted' in run.evaluation.get('curves', {})  # numbers are hardly ever just right
+    for sample in run.evaluation.get('samples', ()):
+        image = sample['input']['kind'] == 'image'
+        shown = {**sample, 'image': _png(plots.pixels(sample['input'])) if image else None}
+        if values or 'target' not in sample:
+            groups[''].append(shown)
+        else:
+            groups['Right' if sample['target'] == sample['prediction'] else 'Wrong'].append(shown)
+    groups['Wrong'].sort(key=lambda sample: -sample.get('score', 0))
+    return {heading: samples for heading, samples in groups.items() if samples}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, 'png')
+    return buffer.getvalue()
+
+
+def _css_width(png: bytes) -> int:
+    """The width at which all figures have text of the same size, that of the page."""
+    return round(Image.open(io.BytesIO(png)).width * 96 / plots.STYLE['savefig.dpi'])
+
+
+def _data_uri(png: bytes) -> str:
+    return 'data:image/png;base64,' + base64.b64encode(png).decode()
+
+
+def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str, bool]]]:
+    """By section: field, value, and whether that is only the default."""
+    required = {'model': '', 'task': '', 'data': '', 'train': {'epochs': 1}}
+    given = {'model.name', 'task.name', 'data.name', 'train.epochs'}
+    defaults = flatten(schema.to_dict(resolve(required)))
+    sections: dict[str, list[tuple[str, str, bool]]] = {}
+    for key, value in flatten(config).items():
+        section, _, field = key.rpartition('.') if key.count('.') < 2 else key.partition('.')
+        is_default = key in defaults and key not in given and defaults[key] == value
+        sections.setdefault(section, []).append((field, _text(value), is_default))
+    return sections
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ', '.join(map(_text, value)) or 'none'
+    if isinstance(value, Mapping):
+        return ', '.join(f'{key} {_text(item)}' for key, item in value.items()) or 'none'
+    words = {None: 'none', True: 'true', False: 'false'}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _time_spent(run: Run) -> dict[str, float]:
+    """Seconds by what they went into; the time between two attempts is nobody's."""
+    times: dict[int, list[float]] = {}
+    for row in [*run.events, *run.metrics]:
+        times.setdefault(row['attempt'], []).append(row['time'])
+    spent: dict[str, float] = {}
+    for row in run.events:
+        if seconds := row['details'].get('seconds'):
+            spent[row['event']] = spent.get(row['event'], 0) + seconds
+    total = sum(max(attempt) - min(attempt) for attempt in times.values())
+    return {'train': max(total - sum(spent.values()), 0), **spent} if total else {}
+
+
+def _timeline(run: Run) -> Iterator[dict[str, Any]]:
+    for row in run.events:
+        yield {
+            'time': datetime.fromtimestamp(row['time'], UTC).strftime('%Y-%m-%d %H:%M:%S'),
+            'attempt': row['attempt'],
+            'event': row['event'],
+            'step': row.get('step', ''),
+            'details': ', '.join(
+                f'{key} {number(value) if isinstance(value, float) else _text(value)}'
+                for key, value in row['details'].items()
+            ),
+        }
