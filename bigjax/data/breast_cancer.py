@@ -1,4 +1,4 @@
-"""Breast cancer in Wisconsin: 569 cell samples, malignant (0) or benign (1); bundled with scikit-learn."""
+"""Breast cancer, Wisconsin: 569 samples, malignant (0) or benign (1); bundled with scikit-learn."""
 
 from dataclasses import dataclass
 

@@ -23,3 +23,14 @@ def require_below(ids: np.ndarray, limit: int, where: str) -> None:
         raise DataError(
             f'{where}: record {record}: expected an id in [0, {limit - 1}], got {ids[first]}'
         )
+
+
+def require_utf8(data: bytes, where: str) -> None:
+    """Raises: DataError with the offset of the first byte that is not UTF-8."""
+    try:
+        data.decode('utf-8')
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f'{where}: invalid UTF-8 at byte {error.start} (0x{data[error.start]:02x}); '
+            f'convert the file to UTF-8'
+        ) from None

@@ -106,7 +106,7 @@ def stratified_order(num_rows: int, labels: np.ndarray | None, seed: int) -> np.
 
 
 def take_evenly(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` evenly spaced entries, and the rest: every run of entries gives its share within one."""
+    """`count` evenly spaced entries and the rest; any run of entries gives its share, +-1."""
     taken = np.diff(np.arange(len(order) + 1) * count // max(len(order), 1)) == 1
     return order[taken], order[~taken]
 
