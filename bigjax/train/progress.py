@@ -24,8 +24,7 @@ from rich.text import Text
 SPLITS = ('train', 'val', 'test')
 QUIET = ('train/learning_rate',)  # recorded, and plotted, but not worth a person's line
 
-# Its own logger: what is logged here, an interactive terminal shows in a better way.
-lines = logging.getLogger('bigjax.progress')
+_file_only = logging.getLogger('bigjax.log_file')  # what the console shows in a way of its own
 
 
 @contextmanager
@@ -59,20 +58,25 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == lines.name and self._console.is_interactive:
-            return
-        level = '' if record.levelno <= logging.INFO else f'{record.levelname.lower()}: '
-        self._console.print(
-            level + self.format(record), markup=False, highlight=False, soft_wrap=True
-        )
+        if record.name != _file_only.name:
+            level = '' if record.levelno <= logging.INFO else f'{record.levelname.lower()}: '
+            _print(self._console, level + self.format(record))
 
 
 class Progress:
     """Where a run stands; `update` costs about a microsecond when there is nothing to print."""
 
-    def __init__(self, total_steps: int, start_step: int, every: float, clock: Callable[[], float]):
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        console: Console,
+        every: float,
+        clock: Callable[[], float],
+    ):
         self.step = start_step
         self._total = total_steps
+        self._console = console
         self._every = every
         self._clock = clock
         self._first: tuple[int, float] | None = None  # the first step that came after compiling
@@ -95,11 +99,11 @@ class Progress:
             self._next_line = now + self._every
 
     def flush(self) -> None:
-        """Log a line of what came in since the last one."""
+        """Write a line of what came in since the last one."""
         if self._news:
             parts = [f'step {self.step}/{self._total}', *_shown(self._news), *self._pace()]
             self._news = {}
-            lines.info('  '.join(parts))
+            _write_line(self._console, '  '.join(parts))
 
     def render(self) -> Group:
         """The bar of a terminal, drawn a few times a second by rich's own thread."""
@@ -138,10 +142,10 @@ def progress(
     every: float = 5.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progress]:
-    """A `Progress` for the loop to update: a live bar if the console is interactive, and a line at
-    most `every` seconds (and at the end) for `logging_to`'s outputs."""
+    """A `Progress` for the loop to update: a live bar if the console is interactive; else, and in
+    log.txt always, a line at most `every` seconds and at the end."""
     console = console or Console()
-    show = Progress(total_steps, start_step, every, clock)
+    show = Progress(total_steps, start_step, console, every, clock)
     try:
         if console.is_interactive:
             with Live(console=console, get_renderable=show.render, refresh_per_second=4):
@@ -153,18 +157,18 @@ def progress(
 
 
 def final_table(metrics: Mapping[str, float], console: Console) -> None:
-    """Show the results, a row a metric and a column a split; the log gets them as aligned text."""
+    """Show the results, a row a metric and a column a split; the log file gets aligned text."""
     splits, rows = by_split(metrics)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column('')
     for split in splits:
         table.add_column(split, justify='right')
     width = max((len(name) for name in rows), default=0)
-    lines.info(' ' * width + ''.join(f'{split:>12}' for split in splits))
+    _write_line(console, ' ' * width + ''.join(f'{split:>12}' for split in splits))
     for name, values in rows.items():
         cells = [number(values[split]) if split in values else '' for split in splits]
         table.add_row(Text(name), *cells)
-        lines.info(f'{name:{width}}' + ''.join(f'{cell:>12}' for cell in cells))
+        _write_line(console, f'{name:{width}}' + ''.join(f'{cell:>12}' for cell in cells))
     if console.is_interactive:
         console.print(table)
 
@@ -198,6 +202,17 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f'{hours}:{minute:02}:{second:02}' if hours else f'{minute}:{second:02}'
+
+
+def _write_line(console: Console, text: str) -> None:
+    """One line for log.txt, and for a console that has no livelier way to show it."""
+    _file_only.info(text)
+    if not console.is_interactive:
+        _print(console, text)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _shown(metrics: Mapping[str, float]) -> list[str]:

@@ -54,7 +54,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         ema = optax.incremental_update(params, state.ema, step_size=1 - recipe.ema)
     logged = {
         'loss': loss + penalty,
-        'grad_norm': optax.global_norm(grads),
+        'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(recipe.schedule(state.step), jnp.float32),
         'metrics': sums,
     }

@@ -1,0 +1,97 @@
+"""What a config would run, from abstract shapes alone: parameters, shardings, FLOPs, memory."""
+
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from rich.console import Console
+from rich.table import Table
+
+from bigjax import trees
+from bigjax.config import Config
+from bigjax.models import flops
+from bigjax.train.build import Run, batch_spec, build
+from bigjax.train.progress import number
+from bigjax.train.step import train_step
+
+
+def describe(config: Config, console: Console) -> None:
+    """Prints the parameter table and the sizes of a step. Raises: ConfigError, DataError."""
+    run = build(config)
+    console.print(parameter_table(run))
+    for name, value in summary(run).items():
+        console.print(f'{name:32} {value}', highlight=False, soft_wrap=True)
+    for note in run.notes:
+        console.print(note, style='yellow', soft_wrap=True)
+
+
+def parameter_table(run: Run) -> Table:
+    """A row a parameter: its shape, logical axes, and the part that each device holds."""
+    table = Table('parameter', 'shape', 'logical axes', 'sharding', 'a device holds')
+    axes = jax.tree.leaves(run.recipe.model.axes['params'])
+    for (path, leaf), names in zip(
+        jax.tree.leaves_with_path(run.abstract.params), axes, strict=True
+    ):
+        table.add_row(
+            trees.path_name(path),
+            _times(leaf.shape),
+            ', '.join(str(name) for name in names),
+            ', '.join(_axes(part) for part in leaf.sharding.spec) or 'whole',
+            _times(leaf.sharding.shard_shape(leaf.shape)),
+        )
+    return table
+
+
+def summary(run: Run) -> dict[str, str]:
+    """Counts and bytes, in words; FLOPs are those of one whole training step over all devices."""
+    config, state = run.config, run.abstract
+    batch = batch_spec(run.splits.spec, config.train.batch_size)
+    step_flops = flops.count(partial(train_step, run.recipe), state, batch)
+    rows = {split: len(source) for split, source in run.splits.sources.items()}
+    return {
+        'mesh': ', '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items()),
+        'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
+        'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
+        'parameters': f'{trees.count(state.params):,}',
+        'parameters, bytes a device': _size(_bytes_a_device(state.params)),
+        'optimizer state, bytes a device': _size(_bytes_a_device(state.optimizer)),
+        'whole state, bytes a device': _size(_bytes_a_device(state)),
+        'FLOPs a step (jaxpr)': _si(step_flops),
+        'FLOPs of the run': _si(step_flops * run.total_steps),
+    }
+
+
+def _bytes_a_device(tree: Any) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        sharding: NamedSharding = leaf.sharding
+        shard = jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
+        total += trees.num_bytes(shard)
+    return total
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return ' x '.join(map(str, shape)) or 'scalar'
+
+
+def _axes(part: Any) -> str:
+    if part is None:
+        return '-'
+    return part if isinstance(part, str) else '*'.join(part)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ('B', 'KiB', 'MiB', 'GiB'):
+        if num_bytes < 1024:
+            return f'{number(num_bytes)} {unit}'
+        num_bytes /= 1024
+    return f'{number(num_bytes)} TiB'
+
+
+def _si(value: float) -> str:
+    for unit in ('', 'k', 'M', 'G', 'T', 'P', 'E'):
+        if value < 1000:
+            return f'{number(value)} {unit}'.strip()
+        value /= 1000
+    return f'{number(value)} Z'
