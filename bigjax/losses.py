@@ -8,6 +8,7 @@ valid targets too.
 Shapes: `...` is any number of leading axes (examples, tokens); C is the classes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,11 +30,11 @@ def softmax_cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     if targets.ndim == logits.ndim:
-        _require_same_shape(logits, targets)
+        _require_shape(targets, logits.shape)
         probabilities = optax.smooth_labels(targets.astype(jnp.float32), label_smoothing)
         losses = optax.losses.softmax_cross_entropy(logits, probabilities)
     else:
-        _require_same_shape(logits[..., 0], targets)
+        _require_shape(targets, logits.shape[:-1])
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
         losses = jnp.where(targets < 0, jnp.nan, losses)  # the gather would wrap around
         if label_smoothing:
@@ -50,7 +51,7 @@ def sigmoid_cross_entropy(logits: Array, targets: Array, label_smoothing: float 
     With C labels an example both are [..., C], and so is the result. `label_smoothing` draws the
     targets towards 1/2.
     """
-    _require_same_shape(logits, targets)
+    _require_shape(targets, logits.shape)
     targets = (1 - label_smoothing) * targets.astype(jnp.float32) + label_smoothing / 2
     return optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
 
@@ -72,7 +73,8 @@ def huber_error(predictions: Array, targets: Array, delta: float = 1.0) -> Array
 
 def l1_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
     """Sum of |w| over the parameters that the boolean tree `mask` keeps (all, without one)."""
-    return _sum_over_leaves(jnp.abs, params, mask)
+    # Not jnp.abs, whose derivative at 0 is 1 in JAX: a bias that starts at 0 would be pushed off it.
+    return _sum_over_leaves(lambda w: w * jax.lax.stop_gradient(jnp.sign(w)), params, mask)
 
 
 def l2_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
@@ -84,16 +86,18 @@ def l2_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
 
 
 def _error(predictions: Array, targets: Array) -> Array:
-    _require_same_shape(predictions, targets)
+    _require_shape(targets, predictions.shape)
     return predictions.astype(jnp.float32) - targets.astype(jnp.float32)
 
 
-def _require_same_shape(outputs: Array, targets: Array) -> None:
-    if outputs.shape != targets.shape:
-        raise ValueError(f'outputs {outputs.shape} and targets {targets.shape} differ in shape')
+def _require_shape(targets: Array, expected: tuple[int, ...]) -> None:
+    if targets.shape != expected:
+        raise ValueError(f'targets have shape {targets.shape}; these outputs need {expected}')
 
 
-def _sum_over_leaves(function: Any, params: PyTree, mask: PyTree | None) -> Array:
+def _sum_over_leaves(
+    function: Callable[[Array], Array], params: PyTree, mask: PyTree | None
+) -> Array:
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
     sums = jax.tree.map(

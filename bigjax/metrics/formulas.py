@@ -1,0 +1,170 @@
+"""From the totals of statistics to the values of metrics: numpy in float64, once, on the host.
+
+C classes or labels; formulas of one label work for each of several.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PyTree = Any
+
+
+def ratio(numerator: Any, denominator: Any, undefined: float = np.nan) -> np.ndarray:
+    """Their quotient, and `undefined` where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    filled = np.full(numerator.shape, undefined, np.float64)
+    return np.divide(numerator, denominator, out=filled, where=denominator != 0)
+
+
+def weighted_mean(total: PyTree) -> np.ndarray:
+    """Over the examples, of each element of an example."""
+    return ratio(total['sum'], total['weight'])
+
+
+def bits_per_byte(total: PyTree) -> Any:
+    """Loss in bits over bytes, whatever the vocabulary; a token of no bytes still adds its loss."""
+    return ratio(total['nats'], total['bytes']) / np.log(2)
+
+
+def calibration_error(bins: np.ndarray) -> Any:
+    """Expected |frequency - confidence| of a bin (Guo et al. 2017, eq. 3), averaged over labels."""
+    weight, confidence, outcome = np.moveaxis(bins, -1, 0)
+    return ratio(np.abs(outcome - confidence).sum(-1), weight.sum(-1)).mean()
+
+
+class Outcomes(NamedTuple):
+    """A confusion matrix and what it says of each class."""
+
+    confusion: np.ndarray
+    counts: np.ndarray  # true positives, false positives, false negatives: [3, *classes]
+
+
+def class_outcomes(confusion: np.ndarray) -> Outcomes:
+    """Each class against the rest, in a matrix [C, C]."""
+    right = np.diagonal(confusion)
+    return Outcomes(
+        confusion, np.stack([right, confusion.sum(0) - right, confusion.sum(1) - right])
+    )
+
+
+def label_outcomes(confusion: np.ndarray) -> Outcomes:
+    """The positives of each label, in matrices [*labels, 2, 2]."""
+    true, false = confusion[..., 1, :], confusion[..., 0, :]
+    return Outcomes(confusion, np.stack([true[..., 1], false[..., 1], true[..., 0]]))
+
+
+def precision(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
+    """Of what was called positive, the part that is."""
+    return ratio(true_positive, true_positive + false_positive, undefined=0)
+
+
+def recall(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
+    """Of what is positive, the part that was called so."""
+    return ratio(true_positive, true_positive + false_negative, undefined=0)
+
+
+def f1(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
+    """The harmonic mean of precision and recall."""
+    right = 2 * true_positive
+    return ratio(right, right + false_positive + false_negative, undefined=0)
+
+
+def accuracy(outcomes: Outcomes) -> Any:
+    """The part that is right, averaged over labels."""
+    matrices = outcomes.confusion
+    return ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum((-2, -1))).mean()
+
+
+def of_each_class(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
+    """A ratio of every class's counts: [*classes]."""
+    return lambda outcomes: of_counts(*outcomes.counts)
+
+
+def mean_over_classes(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
+    """The macro average of a ratio."""
+    return lambda outcomes: of_counts(*outcomes.counts).mean()
+
+
+def of_summed_classes(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
+    """The micro average of a ratio."""
+    return lambda outcomes: of_counts(*outcomes.counts.sum(-1))
+
+
+class Ranking(NamedTuple):
+    """The weight of negatives and of positives at or above each distinct score.
+
+    From the highest score down, after a first point above them all; ties make one point.
+    """
+
+    thresholds: np.ndarray
+    false_positive: np.ndarray
+    true_positive: np.ndarray
+
+
+def rankings(rows: PyTree) -> list[Ranking]:
+    """For binary scores [N] one ranking; for [N, C] one a label, or a class against the rest.
+
+    A class ranks by its log probability in float64: in float32 confident models tie at 1.
+    """
+    present = rows['weights'] != 0
+    scores, targets, weights = (rows[key][present] for key in ('scores', 'targets', 'weights'))
+    if targets.ndim < scores.ndim:
+        scores = scores - scores.max(-1, keepdims=True)
+        scores = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+        targets = targets[:, None] == np.arange(scores.shape[-1])
+    by_label = zip(np.atleast_2d(scores.T), np.atleast_2d(targets.T) > 0, strict=True)
+    return [_ranking(scores, positives, weights) for scores, positives in by_label]
+
+
+def _ranking(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray) -> Ranking:
+    if np.isnan(scores).any():
+        weights = np.full_like(weights, np.nan)  # and so is all that follows
+    order = np.argsort(-scores)
+    scores, positives, weights = scores[order], positives[order], weights[order]
+    last_of_tie = np.append(scores[:-1] != scores[1:], True)[: len(scores)]
+    false, true = (np.cumsum(weights * kind)[last_of_tie] for kind in (~positives, positives))
+    return Ranking(np.append(np.inf, scores[last_of_tie]), np.append(0, false), np.append(0, true))
+
+
+def roc_curve(ranking: Ranking) -> np.ndarray:
+    """False positive rate, true positive rate and threshold (a logit) by point: [3, points]."""
+    thresholds, false, true = ranking
+    return np.stack([ratio(false, false[-1]), ratio(true, true[-1]), thresholds])
+
+
+def auc(ranking: Ranking) -> np.ndarray:
+    """The area under the ROC curve, by trapezoids."""
+    _, false, true = ranking
+    area = (np.diff(false) * (true[1:] + true[:-1])).sum() / 2
+    return ratio(area, false[-1] * true[-1])
+
+
+def average_precision(ranking: Ranking) -> np.ndarray:
+    """The sum of precision times the step in recall."""
+    _, false, true = ranking
+    return ratio((np.diff(true) * ratio(true, true + false)[1:]).sum(), true[-1])
+
+
+def of_each_ranking(formula: Callable[[Ranking], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """A formula of every ranking: [C]."""
+    return lambda rankings: np.array([formula(ranking) for ranking in rankings])
+
+
+def mean_over_rankings(formula: Callable[[Ranking], np.ndarray]) -> Callable[[Any], Any]:
+    """The mean of a formula over rankings; nan when it is undefined for one of them."""
+    return lambda rankings: np.mean([formula(ranking) for ranking in rankings])
+
+
+def r2(rows: PyTree) -> Any:
+    """Mean over outputs of 1 - residual / variation about the mean, from a row [O] a batch.
+
+    The variation is that within batches and that between them (Chan, Golub and LeVeque 1983).
+    """
+    rows = {key: leaf[rows['weight'][:, 0] != 0] for key, leaf in rows.items()}
+    weight, shift = rows['weight'], ratio(rows['sum'], rows['weight'])
+    within = rows['squares'] - rows['sum'] * shift
+    means = rows['centre'] - rows['centre'][:1] + shift
+    between = weight * (means - ratio((weight * means).sum(0), weight.sum(0))) ** 2
+    return 1 - ratio(rows['residual'].sum(0), (within + between).sum(0)).mean()

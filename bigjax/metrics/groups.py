@@ -1,0 +1,216 @@
+"""The table of metrics, and how a batch's statistics become totals and then values."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
+
+from bigjax.errors import ConfigError, nearest
+from bigjax.losses import (
+    absolute_error,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    squared_error,
+)
+from bigjax.metrics import formulas as f
+from bigjax.metrics import statistics as s
+
+PyTree = Any
+Formula = Callable[[Any], Any]
+Align = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """The metrics that follow from one statistic.
+
+    `update` runs inside jit on one batch. Its leaves are added over batches or, with `gather`,
+    concatenated along their first axis: a row an example, or a row a batch. On the host `prepare`
+    sees the totals, in float64, and each formula what `prepare` returns.
+    """
+
+    update: s.Statistic
+    formulas: dict[str, Formula]
+    prepare: Formula = lambda totals: totals
+    gather: bool = False
+
+
+def make(
+    names: Iterable[str],
+    kind: str,
+    num_classes: int = 1,
+    token_bytes: ArrayLike | None = None,
+) -> dict[str, MetricGroup]:
+    """The groups that hold the metrics `names` of a `kind` of task (a key of KINDS).
+
+    `bits_per_byte` exists where `token_bytes` [C] tells the length in bytes of every token (ones
+    for a byte-level vocabulary). Raises ConfigError for a metric that this task does not have.
+    """
+    names = tuple(names)
+    align, groups = KINDS[kind]
+    if token_bytes is not None:
+        bits = MetricGroup(s.nats_and_bytes(token_bytes), {'bits_per_byte': f.bits_per_byte})
+        groups = {**groups, 'bits_per_byte': bits}
+    known = {name for group in groups.values() for name in group.formulas}
+    known -= {f'top_{k}' for k in s.TOP_K if k >= num_classes}  # always 1
+    for name in names:
+        if name not in known:
+            raise ConfigError(f'no metric {name!r} for a {kind} task; {nearest(name, known)}')
+    chosen = {}
+    for key, group in groups.items():
+        wanted = {name: group.formulas[name] for name in names if name in group.formulas}
+        if wanted:
+            chosen[key] = replace(group, update=_aligned(align, group.update), formulas=wanted)
+    return chosen
+
+
+def update(
+    groups: dict[str, MetricGroup], outputs: Array, targets: Array, weights: Array
+) -> dict[str, PyTree]:
+    """The statistics of one batch; call it inside jit."""
+    return {key: group.update(outputs, targets, weights) for key, group in groups.items()}
+
+
+def accumulate(
+    groups: dict[str, MetricGroup], totals: dict[str, Any] | None, updates: dict[str, PyTree]
+) -> dict[str, Any]:
+    """The totals (None before the first batch) with one more batch's updates, on the host."""
+    merged = {}
+    for key, group in groups.items():
+        if group.gather:
+            batches = totals[key] if totals else []
+            merged[key] = [*batches, jax.tree.map(np.asarray, updates[key])]
+        else:
+            sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), updates[key])
+            merged[key] = jax.tree.map(np.add, totals[key], sums) if totals else sums
+    return merged
+
+
+def compute(
+    groups: dict[str, MetricGroup], totals: dict[str, Any]
+) -> dict[str, float | np.ndarray]:
+    """The value of every metric; arrays for confusion_matrix, roc_curve and *_per_class."""
+    values = {}
+    for key, group in groups.items():
+        total = totals[key]
+        if group.gather:
+            total = jax.tree.map(lambda *rows: np.concatenate(rows, dtype=np.float64), *total)
+        prepared = group.prepare(total)
+        for name, formula in group.formulas.items():
+            value = formula(prepared)
+            values[name] = value if np.ndim(value) else float(value)
+    return values
+
+
+def _aligned(align: Align, statistic: s.Statistic) -> s.Statistic:
+    def update(outputs: Array, targets: Array, weights: Array) -> PyTree:
+        outputs, weights = outputs.astype(jnp.float32), weights.astype(jnp.float32)
+        return statistic(*align(outputs, targets, weights), weights)
+
+    return update
+
+
+def _mean_group(function: Callable[[Array, Array], Array], **formulas: Formula) -> MetricGroup:
+    """Formulas of the weighted mean of a function of (outputs, targets)."""
+    return MetricGroup(s.mean_of(function), formulas, prepare=f.weighted_mean)
+
+
+def _confusion_group(statistic: s.Statistic, prepare: Formula, **extra: Formula) -> MetricGroup:
+    """The confusion matrix of several classes or labels, and the averages of its ratios."""
+    formulas: dict[str, Formula] = {'confusion_matrix': lambda outcomes: outcomes.confusion}
+    for name, of_counts in (('precision', f.precision), ('recall', f.recall), ('f1', f.f1)):
+        formulas |= {
+            f'{name}_per_class': f.of_each_class(of_counts),
+            f'{name}_macro': f.mean_over_classes(of_counts),
+            f'{name}_micro': f.of_summed_classes(of_counts),
+        }
+    return MetricGroup(statistic, formulas | extra, prepare)
+
+
+def _ranking_group(**formulas: Formula) -> MetricGroup:
+    return MetricGroup(s.scored_rows, formulas, prepare=f.rankings, gather=True)
+
+
+_CALIBRATION: dict[str, Formula] = {'calibration_error': f.calibration_error}
+_TOP_K: dict[str, Formula] = {
+    'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)
+}
+_CLASS_RANKING = _ranking_group(
+    auc=f.mean_over_rankings(f.auc),
+    auc_per_class=f.of_each_ranking(f.auc),
+    average_precision=f.mean_over_rankings(f.average_precision),
+    average_precision_per_class=f.of_each_ranking(f.average_precision),
+)
+
+# Of each kind of task: how its batches are aligned, and its groups.
+KINDS: dict[str, tuple[Align, dict[str, MetricGroup]]] = {
+    'binary': (
+        s.align_binary,
+        {
+            'log_loss': _mean_group(sigmoid_cross_entropy, log_loss=np.mean),
+            'confusion': MetricGroup(
+                s.binary_confusion,
+                {
+                    'confusion_matrix': lambda outcomes: outcomes.confusion,
+                    'accuracy': f.accuracy,
+                    'precision': f.of_each_class(f.precision),
+                    'recall': f.of_each_class(f.recall),
+                    'f1': f.of_each_class(f.f1),
+                },
+                f.label_outcomes,
+            ),
+            'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
+            'ranking': _ranking_group(
+                auc=f.mean_over_rankings(f.auc),
+                average_precision=f.mean_over_rankings(f.average_precision),
+                roc_curve=lambda rankings: f.roc_curve(rankings[0]),
+            ),
+        },
+    ),
+    'multiclass': (
+        s.align_classes,
+        {
+            'top_k': _mean_group(s.top_hits, **_TOP_K),
+            'log_loss': _mean_group(softmax_cross_entropy, log_loss=np.mean),
+            'confusion': _confusion_group(s.class_confusion, f.class_outcomes),
+            'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
+            'ranking': _CLASS_RANKING,
+        },
+    ),
+    'multilabel': (
+        s.align_labels,
+        {
+            'subset_accuracy': _mean_group(s.all_labels_hit, subset_accuracy=np.mean),
+            'log_loss': _mean_group(sigmoid_cross_entropy, log_loss=np.mean),
+            'confusion': _confusion_group(
+                s.label_confusion, f.label_outcomes, label_accuracy=f.accuracy
+            ),
+            'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
+            'ranking': _CLASS_RANKING,
+        },
+    ),
+    'language_model': (
+        s.align_classes,
+        {
+            'top_k': _mean_group(s.top_hits, **_TOP_K),
+            'log_loss': _mean_group(softmax_cross_entropy, log_loss=np.mean, perplexity=np.exp),
+            'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
+        },
+    ),
+    'regression': (
+        s.align_regression,
+        {
+            'squared': _mean_group(
+                squared_error, mse=np.mean, rmse=lambda mean: np.sqrt(mean).mean()
+            ),
+            'absolute': _mean_group(absolute_error, mae=np.mean),
+            'moments': MetricGroup(s.target_moments, {'r2': f.r2}, gather=True),
+        },
+    ),
+}
