@@ -78,9 +78,9 @@ def save(figure: Figure, path: Path) -> None:
 
 @styled
 def learning_curves(series: Series, results: Mapping[str, float] | None = None) -> Figure:
-    """Loss and each evaluated metric over steps, train and val on one axis; below, small, the
+    """Loss and each metric of val over steps, train and val on one axis; below, small, the
     learning rate and the throughput. `results` (keys `test/...`) are marked at the end."""
-    names = {key.partition('/')[2]: None for key in series if key.startswith(('val/', 'test/'))}
+    names = [key.partition('/')[2] for key in series if key.startswith('val/')]
     main = ['loss', *(name for name in names if name != 'loss')]
     small = [
         (key, title)
@@ -134,7 +134,8 @@ def _metric_panel(ax: Axes, name: str, series: Series, results: Mapping[str, flo
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(FuncFormatter(_plain))
     ax.set_title(name)
-    ax.legend()
+    if values:
+        ax.legend()
     _step_axis(ax)
 
 

@@ -267,6 +267,8 @@ def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
+        if len(value) > 1 and all(item == value[0] for item in value):
+            return f'{len(value)} × {_text(value[0])}'
         return ', '.join(map(_text, value)) or 'none'
     if isinstance(value, Mapping):
         return ', '.join(f'{key} {_text(item)}' for key, item in value.items()) or 'none'
@@ -277,11 +279,13 @@ def _text(value: Any) -> str:
 def _time_spent(run: Run) -> dict[str, float]:
     """Seconds by what they went into; the time between two attempts is nobody's."""
     times: dict[int, list[float]] = {}
-    for row in [*run.events, *run.metrics]:
+    for row in run.metrics:
         times.setdefault(row['attempt'], []).append(row['time'])
     spent: dict[str, float] = {}
     for row in run.events:
-        if seconds := row['details'].get('seconds'):
+        seconds = row['details'].get('seconds', 0)
+        times.setdefault(row['attempt'], []).extend((row['time'] - seconds, row['time']))
+        if seconds:
             spent[row['event']] = spent.get(row['event'], 0) + seconds
     total = sum(max(attempt) - min(attempt) for attempt in times.values())
     return {'train': max(total - sum(spent.values()), 0), **spent} if total else {}

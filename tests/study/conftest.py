@@ -38,8 +38,9 @@ def write_run(kind: str, workdir: Path) -> None:
     environment = {
         'command': ['bigjax', 'train', f'--config=configs/{kind}.py', f'--workdir=runs/{kind}'],
         'versions': {'python': '3.11.9', 'bigjax': '0.1.0', 'jax': '0.10.2', 'flax': '0.12.8'},
-        'git': {'commit': '7f7a4ab', 'dirty': False},
-        'devices': {'platform': 'cpu', 'kind': 'cpu', 'count': 8, 'processes': 1},
+        'git_commit': '7f7a4ab',
+        'devices': ['cpu'] * 8,
+        'processes': 1,
     }
     (workdir / 'env.json').write_text(json.dumps(environment))
     _write_training(workdir, curves)
