@@ -30,7 +30,8 @@ class Config:
 def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
     """Raises: ConfigError when the inputs are several arrays."""
     if not isinstance(inputs, jax.ShapeDtypeStruct):
-        raise ConfigError('config.model.name: mlp expects one array of features, got a tree')
+        shapes = jax.tree.map(lambda array: array.shape[1:], inputs)
+        raise ConfigError(f'config.model.name: mlp expects one array a row, got {shapes}')
     return from_linen(MLP(config, outputs, dtype), inputs)
 
 

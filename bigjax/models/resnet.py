@@ -1,8 +1,8 @@
 """Residual networks (He et al. 2015, 'Deep residual learning'): images [B, H, W, C] -> [B, O].
 
 Version 1: a norm and a ReLU after each convolution, the last ReLU after the sum. Where the shape
-changes, a 1x1 convolution and a norm make the shortcut (option B). The bottleneck of depth 50 strides
-in its 3x3 convolution rather than in its first 1x1 (known as v1.5; the parameters are the same).
+changes, a 1x1 convolution and a norm make the shortcut (option B). The bottleneck of depth 50
+strides in its 3x3 convolution rather than in its first 1x1 (known as v1.5; same parameters).
 """
 
 import math

@@ -7,7 +7,7 @@ import jax
 
 Pointwise = Literal['sigmoid', 'tanh', 'relu', 'gelu', 'silu']
 Gated = Literal['swiglu', 'geglu']
-Activation = Pointwise | Gated
+Activation = Literal[Pointwise, Gated]
 """For the fields of configs."""
 
 

@@ -35,7 +35,7 @@ class LayerNorm(nn.Module):
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         y = centred * lax.rsqrt(variance + self.epsilon)
-        return _affine(self, y).astype(self.dtype)
+        return (y * _scale(self, y) + _bias(self, y)).astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -72,7 +72,7 @@ class GroupNorm(nn.Module):
         centred = grouped - grouped.mean((1, 3), keepdims=True)
         variance = jnp.square(centred).mean((1, 3), keepdims=True)
         y = (centred * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return _affine(self, y).astype(self.dtype)
+        return (y * _scale(self, y) + _bias(self, y)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -106,8 +106,8 @@ class BatchNorm(nn.Module):
         else:
             mean, variance = running_mean.value, running_var.value
         mean, variance = (lax.broadcast_to_rank(s, x.ndim) for s in (mean, variance))
-        y = (x - mean) * lax.rsqrt(variance + self.epsilon)
-        return _affine(self, y).astype(self.dtype)
+        factor = lax.rsqrt(variance + self.epsilon) * _scale(self, x)  # a channel, not an element
+        return ((x - mean) * factor + _bias(self, x)).astype(self.dtype)
 
 
 NORMS: dict[str, type[nn.Module]] = {
@@ -128,6 +128,6 @@ def _scale(module: Any, x: jax.Array) -> jax.Array:
     return lax.broadcast_to_rank(scale, x.ndim)
 
 
-def _affine(module: Any, x: jax.Array) -> jax.Array:
+def _bias(module: Any, x: jax.Array) -> jax.Array:
     bias = param(module, 'bias', initializers.zeros, x.shape[-1:], ('norm',))
-    return x * _scale(module, x) + lax.broadcast_to_rank(bias, x.ndim)
+    return lax.broadcast_to_rank(bias, x.ndim)

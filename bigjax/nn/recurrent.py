@@ -76,7 +76,7 @@ class Recurrent(nn.Module):
         u = param(self, 'kernel', initializers.orthogonal(), shape, ('embed', 'mlp'))
         u = u.astype(self.dtype)
 
-        def masked_step(state: tuple, inputs: tuple) -> tuple:
+        def masked_step(state: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
             z, valid = inputs
             new = step(state, z, u)
             if valid is not None:
@@ -88,4 +88,4 @@ class Recurrent(nn.Module):
         start = (jnp.zeros((x.shape[0], self.features), jnp.float32),) * arrays
         time_first = jax.tree.map(lambda a: a.swapaxes(0, 1), (z, mask))
         state, h = lax.scan(masked_step, start, time_first, reverse=self.reverse)
-        return jnp.swapaxes(h, 0, 1), state[0].astype(self.dtype)
+        return h.swapaxes(0, 1), state[0].astype(self.dtype)

@@ -1,0 +1,64 @@
+"""What every model promises, whatever it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def random_variables(model, seed=0):
+    """Random values in every leaf, so that a bias or a running average that is left out shows."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        values = rng.normal(size=leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
+        positive = {'scale': 1 + 0.1 * values, 'var': 1 + values**2}
+        return jnp.asarray(positive.get(name, values), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, model.abstract())
+
+
+def to_numpy(variables):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+
+
+def outputs(model, variables, inputs):
+    """In evaluation."""
+    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=False)[0])
+    return np.asarray(apply(variables, inputs))
+
+
+def count(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(model.abstract()['params']))
+
+
+def assert_axes_are_named(model):
+    def check(shape, spec):
+        assert len(spec) == len(shape.shape)
+        assert all(isinstance(name, str) for name in spec)
+
+    jax.tree.map(check, model.abstract()['params'], model.axes['params'])
+    jax.tree.map(lambda *_: None, model.abstract(), model.axes)  # the same structure throughout
+
+
+def assert_gradients_reach_all_parameters(model, inputs):
+    """In training, with float32 outputs and finite gradients."""
+    variables = random_variables(model)
+
+    @jax.jit
+    def gradients(params, rest, inputs):
+        def loss(params):
+            rngs = {'dropout': jax.random.key(1)}
+            y, changed = model.apply({'params': params, **rest}, inputs, train=True, rngs=rngs)
+            assert y.dtype == jnp.float32
+            assert changed.keys() == rest.keys()
+            return jnp.square(y).sum()
+
+        return jax.grad(loss)(params)
+
+    rest = {name: tree for name, tree in variables.items() if name != 'params'}
+    found = gradients(variables['params'], rest, inputs)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(found):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all(), name
+        assert np.abs(gradient).max() > 0, name
