@@ -100,7 +100,7 @@ class Component:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the model is trained to do, and penalties on its weights: `l1 * sum |w| + l2 * sum w^2`."""
+    """What the model is trained to do, and penalties on its weights: `l1 * sum |w| + l2 / 2 * sum w^2`."""
 
     name: str
     l1: NonNegative = 0.0

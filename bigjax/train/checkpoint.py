@@ -145,12 +145,12 @@ def _saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, .
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if jax.dtypes.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
-            continue  # a key's stored shape is that of its data
-        shapes[trees.path_name(path)] = tuple(leaf.shape)
-    return shapes
+    """Leaf shapes by path, without the key's: Orbax describes its data, JAX its own scalar."""
+    return {
+        trees.path_name(path): tuple(leaf.shape)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if trees.path_name(path) != 'rng'
+    }
 
 
 def _differences(

@@ -157,7 +157,8 @@ class Session:
         if step in checkpoint.steps(self.checkpoints):
             return
         with self.clock.paused():
-            self._require_finite(step, float(self.latest['loss']), float(self.latest['grad_norm']))
+            loss, grad_norm = jax.device_get((self.latest['loss'], self.latest['grad_norm']))
+            self._require_finite(step, float(loss), float(grad_norm))
             started = time.perf_counter()
             scored = {name: points[-1][1] for name, points in self.history.items() if points[-1][0] == step}
             checkpoint.save(self.checkpoints, step, state, scored)

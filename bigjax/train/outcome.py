@@ -74,7 +74,7 @@ def report_split(run: Run, variables: Any, split: str, step: int, workdir: Path)
 
 def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
     decode, spec = run.splits.decode, run.splits.spec
-    rows = source[np.arange(min(NUM_SAMPLES, len(source)))]
+    rows = source[np.arange(min(NUM_SAMPLES, len(source), run.eval_batch_size))]
     if run.recipe.task.kind == 'language_model':
         return continuations(run.recipe.model, variables, rows, decode)
     predictions = _predict(run, variables, source, 0)
