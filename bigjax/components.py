@@ -30,7 +30,7 @@ def find(kind: Kind, name: str, where: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split('.')):
         raise ConfigError(f'bad value for {where}: expected a name or package.module, got {name!r}')
     if '.' in name:
-        module = _import_users(name, where)
+        module = import_users(name, where)
         if lacking := _lacking(kind, module):
             raise ConfigError(
                 f'{where}: {module.__file__} defines no {lacking}; a {kind} module defines '
@@ -70,7 +70,8 @@ def _lacking(kind: Kind, module: ModuleType) -> str:
     return ' and no '.join(name for name in required if not hasattr(module, name))
 
 
-def _import_users(name: str, where: str) -> ModuleType:
+def import_users(name: str, where: str) -> ModuleType:
+    """A module outside this repository. Raises: ConfigError saying which import failed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

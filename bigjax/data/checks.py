@@ -11,7 +11,7 @@ def require_finite(array: np.ndarray, where: str) -> None:
         return
     record, *position = (int(index) for index in np.argwhere(~np.isfinite(array))[0])
     value = array[record, *position]
-    at = f', position {position}' if position else ''
+    at = f', position {", ".join(map(str, position))}' if position else ''
     raise DataError(f'{where}: record {record}{at}: expected a finite number, got {value}')
 
 

@@ -81,6 +81,8 @@ def _read(config: Config, pattern: str, splits: tuple[str, ...]) -> dict[str, Na
     """The arrays by split; val and test may be absent."""
     if not Path(config.path).is_file():
         raise DataError(f'{config.path}: no such file; set config.data.path')
+    if not zipfile.is_zipfile(config.path):
+        raise DataError(f'{config.path} is not a whole .npz file (a zip archive)')
     found: dict[str, Named] = {}
     try:
         with np.load(config.path, allow_pickle=False) as file:
@@ -92,7 +94,7 @@ def _read(config: Config, pattern: str, splits: tuple[str, ...]) -> dict[str, Na
                     hint = nearest(name, file.files)
                     raise ConfigError(f'{config.path} has no array {name!r}; {hint}')
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f'{config.path} is not a readable .npz file: {error}') from error
+        raise DataError(f'{config.path} cannot be read: {error}') from error
     for named in found.values():
         if named.array.dtype.kind != found['train'].array.dtype.kind:
             raise DataError(

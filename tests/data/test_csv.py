@@ -122,7 +122,10 @@ def test_the_kind_of_a_column_can_be_given_and_columns_ignored(table):
 
 def test_what_real_files_hold(table):
     """A byte order mark, CRLF, blank lines, quotes, delimiters and newlines in quotes, blanks."""
-    text = '\ufeff"x";"long, name";y\r\n\r\n1; a ;no\r\n2;"b;\nb";no\r\n\r\n3;"say ""a""";yes\r\n4;a;yes'
+    text = (
+        '\ufeff"x";"long, name";y\r\n\r\n1; a ;no\r\n'
+        '2;"b;\nb";no\r\n\r\n3;"say ""a""";yes\r\n4;a;yes'
+    )
     splits = table(text, delimiter=';')
     assert splits.spec.feature_names == (
         'x', 'long, name=a', 'long, name=b;\nb', 'long, name unknown',

@@ -1,4 +1,4 @@
-"""From a data config to prepared splits: bundled sets, statistics of training rows, first checks."""
+"""From a data config to prepared splits: bundled sets, statistics of training rows, checks."""
 
 import sys
 import textwrap
@@ -106,7 +106,7 @@ def test_rows_unlike_the_spec_are_refused(own):
 def test_unknown_names_and_options():
     with pytest.raises(ConfigError, match=r"config\.data\.name 'digit': did you mean 'digits'"):
         loaded('digit')
-    with pytest.raises(ConfigError, match='unknown key config.data.scale'):
+    with pytest.raises(ConfigError, match=r'unknown key config\.data\.scale'):
         loaded('digits', scale=2)
 
 

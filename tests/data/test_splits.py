@@ -135,9 +135,7 @@ def test_folds_cover_the_pool_once_and_are_balanced_like_those_of_scikit_learn(l
     ours = np.array([shares(labels, rows) for rows in tests])
     assert (ours.max(axis=0) - ours.min(axis=0) <= 1).all()
     if shares(labels, slice(None))[np.unique(labels)].min() >= folds:
-        theirs = [
-            shares(labels, rows) for _, rows in StratifiedKFold(folds).split(labels, labels)
-        ]
+        theirs = [shares(labels, rows) for _, rows in StratifiedKFold(folds).split(labels, labels)]
         np.testing.assert_array_equal(np.sort(ours, axis=0), np.sort(theirs, axis=0))
 
 
