@@ -62,6 +62,11 @@ Numbers = Sequence[float] | np.ndarray
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Metrics by key such as `val/loss`: steps and values."""
 
+SMALL_PANELS = {
+    'train/learning_rate': 'learning rate',
+    'perf/tokens_per_second': 'tokens a second',
+    'perf/examples_per_second': 'examples a second',
+}
 LOG_RANGE = 30  # largest over smallest loss, from which a log axis reads better
 ANNOTATED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its numbers
 LISTED_CLASSES = 30
@@ -82,30 +87,17 @@ def learning_curves(series: Series, results: Mapping[str, float] | None = None) 
     learning rate and the throughput. `results` (keys `test/...`) are marked at the end."""
     names = [key.partition('/')[2] for key in series if key.startswith('val/')]
     main = ['loss', *(name for name in names if name != 'loss')]
-    small = [
-        (key, title)
-        for key, title in (
-            ('train/learning_rate', 'learning rate'),
-            ('perf/tokens_per_second', 'tokens a second'),
-            ('perf/examples_per_second', 'examples a second'),
-        )
-        if key in series
-    ][:2]
-    columns = 1 if len(main) == 1 and len(small) < 2 else 2
-    rows = -(-len(main) // columns)
-    figure = Figure(figsize=(4.6 * columns, 2.9 * rows + (1.7 if small else 0)))
-    grid = figure.add_gridspec(
-        rows + bool(small), columns, height_ratios=[2.9] * rows + [1.7] * bool(small)
-    )
-    for index, name in enumerate(main):
-        row, column = divmod(index, columns)
-        last_alone = index == len(main) - 1 and column == 0
-        ax = figure.add_subplot(grid[row, column:] if last_alone else grid[row, column])
-        _metric_panel(ax, name, series, results or {})
-    for column, (key, title) in enumerate(small):
-        ax = figure.add_subplot(grid[rows, column:] if len(small) == 1 else grid[rows, column])
+    small = [key for key in SMALL_PANELS if key in series][:2]
+    layout = [*_pairs(main), *_pairs(small)]
+    heights = [2.9] * len(_pairs(main)) + [1.7] * len(_pairs(small))
+    figure = Figure(figsize=(9.2, sum(heights)))
+    axes = figure.subplot_mosaic(layout, height_ratios=heights)
+    for name in main:
+        _metric_panel(axes[name], name, series, results or {})
+    for key in small:
+        ax = axes[key]
         ax.plot(*series[key], color=GREY, linewidth=1.3)
-        ax.set_title(title, fontsize=9, fontweight='normal')
+        ax.set_title(SMALL_PANELS[key], fontsize=9, fontweight='normal')
         ax.set_ylim(bottom=0)
         ax.yaxis.set_major_locator(MaxNLocator(3))
         ax.yaxis.set_major_formatter(
@@ -113,6 +105,11 @@ def learning_curves(series: Series, results: Mapping[str, float] | None = None) 
         )
         _step_axis(ax)
     return figure
+
+
+def _pairs(names: Sequence[str]) -> list[Any]:
+    """Rows of two panels; the last, if alone, takes its whole row."""
+    return [[*names[i : i + 2], names[-1]][:2] for i in range(0, len(names), 2)]
 
 
 def _metric_panel(ax: Axes, name: str, series: Series, results: Mapping[str, float]) -> None:
@@ -155,8 +152,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] = ()) -> Fig
     counts = np.asarray(counts)
     size = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = float(np.clip(1.2 + 0.36 * size, 2.4, 8))
-    figure = Figure(figsize=(side + 1.2, side + 0.6))
+    side = float(np.clip(0.9 + 0.33 * size, 2.4, 8))
+    figure = Figure(figsize=(side + 1.1, side + 0.6))
     ax = figure.add_subplot()
     # The square root lets rare confusions show beside a diagonal near 1.
     image = ax.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, vmin=0, vmax=1))

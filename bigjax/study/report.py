@@ -175,6 +175,10 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         command=_command(run.environment),
         splits=splits,
         rows=rows,
+        evaluated=', '.join(
+            f'{split} at step {evaluation["step"]:,}'
+            for split, evaluation in run.evaluations.items()
+        ),
         figures=[
             {'png': png, 'caption': CAPTIONS[name], 'width': _css_width(png)}
             for name, png in images.items()

@@ -81,7 +81,7 @@ class Progress:
         self._clock = clock
         self._first: tuple[int, float] | None = None  # the first step that came after compiling
         self._latest: dict[str, float] = {}
-        self._news: dict[str, float] = {}
+        self._news: dict[str, tuple[int, float]] = {}  # not yet written: step and value
         self._next_line = 0.0
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -93,17 +93,21 @@ class Progress:
             self._next_line = now
         if metrics:
             self._latest.update(metrics)
-            self._news.update(metrics)
-        if self._news and (now >= self._next_line or step == self._total):
-            self.flush()
-            self._next_line = now + self._every
+            self._news.update({key: (step, value) for key, value in metrics.items()})
+            if now >= self._next_line:
+                self.flush()
+                self._next_line = now + self._every
 
     def flush(self) -> None:
-        """Write a line of what came in since the last one."""
-        if self._news:
-            parts = [f'step {self.step}/{self._total}', *_shown(self._news), *self._pace()]
-            self._news = {}
-            _write_line(self._console, '  '.join(parts))
+        """Write the latest of each metric that came in since the last time, a line a step."""
+        steps = sorted({step for step, _ in self._news.values()})
+        for step in steps:
+            values = {key: value for key, (at, value) in self._news.items() if at == step}
+            pace = self._pace() if step == steps[-1] else []
+            if shown := _shown(values):
+                line = '  '.join([f'step {step}/{self._total}', *shown, *pace])
+                _write_line(self._console, line)
+        self._news = {}
 
     def render(self) -> Group:
         """The bar of a terminal, drawn a few times a second by rich's own thread."""

@@ -75,7 +75,7 @@ def test_digits(written):
     assert plots_of(workdir) == {'curves', 'confusion_matrix', 'f1_per_class', 'samples'}
     assert '0.9694 test accuracy' in page.text  # the headline
     assert 'bigjax train --config=configs/digits.py --workdir=runs/digits' in page.text
-    assert 'test is of step 1,120' in page.text
+    assert 'test at step 1,120.' in page.text
     figures = [image for image in page.images() if image.width > 100]
     assert len(figures) == 3
     small = [image for image in page.images() if image.width == 8]
