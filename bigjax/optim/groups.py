@@ -1,0 +1,46 @@
+"""Which parameters get which treatment: by kind, and by the pattern of a group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from bigjax import trees
+from bigjax.config import GroupConfig
+from bigjax.optim.stacked import num_stacked
+
+KINDS = ('kernel', 'embedding', 'bias', 'scale')
+
+
+def kind(name: str, p: Any, axes: PartitionSpec) -> str:
+    """The kind of the parameter `p` (an array or abstract shape): one of KINDS.
+
+    A kind in the last component of its path decides, then the axes of an embedding, then the rank
+    of one layer: two or more make a kernel, fewer a bias.
+    """
+    last = name.rpartition('/')[2]
+    for known in KINDS:
+        if known in last:
+            return known
+    stacked = num_stacked(name, axes)
+    if set(tuple(axes)[stacked : stacked + 1]) & {'vocab', 'position'}:
+        return 'embedding'
+    return 'kernel' if p.ndim - stacked >= 2 else 'bias'
+
+
+def is_hidden_matrix(name: str, p: Any, axes: PartitionSpec) -> bool:
+    """A kernel, convolutions included, that touches neither the model's inputs nor its outputs."""
+    return (
+        kind(name, p, axes) == 'kernel'
+        and p.ndim - num_stacked(name, axes) >= 2
+        and not set(axes) & {'input', 'output', 'vocab'}
+    )
+
+
+def by_leaf(params: Any, groups: Sequence[GroupConfig], where: str) -> Any:
+    """A tree like `params` with the first group that matches each leaf. Raises: ConfigError."""
+    if not groups:
+        return jax.tree.map(lambda _: GroupConfig('.*'), params)
+    labels = trees.labels_by_pattern(params, [group.pattern for group in groups], where)
+    return jax.tree.map(lambda index: groups[index], labels)

@@ -1,0 +1,55 @@
+"""What every entry of the optimizer table is built from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from optax import GradientTransformation
+
+from bigjax import trees
+from bigjax.optim.schedules import Schedule
+from bigjax.optim.stacked import num_stacked, per_layer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces around a method's own. Trees are like the parameters, less those that are frozen.
+
+    schedule, peak: the learning rate at a step, and its largest value.
+    decay: adds weight_decay times the parameter, for the kinds that decay reaches.
+    shapes, axes: abstract parameters, and PartitionSpecs of the logical names of their axes.
+    """
+
+    schedule: Schedule
+    peak: float
+    decay: GradientTransformation
+    shapes: Any
+    axes: Any
+
+    @property
+    def rate(self) -> GradientTransformation:
+        """Times minus the learning rate."""
+        return optax.scale_by_learning_rate(self.schedule)
+
+    def per_layer(self, transform: GradientTransformation) -> GradientTransformation:
+        """For a transform with statistics per tensor: each layer of a stack is a tensor."""
+        return per_layer(transform, trees.map_with_name(num_stacked, self.axes))
+
+
+def add_decayed(coefficients: Any) -> GradientTransformation:
+    """Adds to each update its parameter times a coefficient of its own."""
+
+    def add(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda c, u, p: u + c * p if c else u, coefficients, updates, params)
+
+    return optax.stateless(add)
+
+
+def scale_each(factors: Any) -> GradientTransformation:
+    """Multiplies each update by a factor of its own."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda f, u: u if f == 1.0 else f * u, factors, updates)
+
+    return optax.stateless(scale)
