@@ -1,0 +1,127 @@
+"""Folders of images: one folder a class, or one folder a split that holds one folder a class.
+
+Decoded and resized once, in parallel, into a cache that is keyed by the names, sizes and times of
+the files.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bigjax.data import cache, images
+from bigjax.data.core import ArraySource, Batch, Dataset, Source
+from bigjax.errors import DataError
+from bigjax.schema import NonNegativeInt, PositiveInt
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(('.png', '.jpg', '.jpeg', '.webp', '.bmp'))
+SPLITS = ('train', 'validation', 'val', 'test')
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    path: the folder; without folders train, validation, val or test in it, all is `train`.
+    image_size: (height, width); images are scaled to cover it and cropped evenly.
+    corrupt: whether an image that cannot be decoded is an error, or left out, up to `max_corrupt`.
+    cache_dir: where decoded images are kept; by default the user's cache folder.
+    """
+
+    path: str
+    image_size: tuple[PositiveInt, PositiveInt]
+    channels: Literal[1, 3] = 3
+    corrupt: Literal['raise', 'skip'] = 'raise'
+    max_corrupt: NonNegativeInt = 100
+    cache_dir: str | None = None
+
+
+def load(config: Config) -> Dataset:
+    """uint8 images [H, W, C] and int32 labels; classes are the sorted names of their folders."""
+    top = Path(config.path).expanduser()
+    if not top.is_dir():
+        raise DataError(
+            f'no folder {top}; set config.data.path to a folder with one folder a class'
+        )
+    splits = {name: top / name for name in SPLITS if (top / name).is_dir()} or {'train': top}
+    if 'train' not in splits:
+        raise DataError(f'{top} has {", ".join(splits)} but no folder train; add it')
+    classes = _class_names(splits['train'])
+    sources = {name: _source(config, name, folder, classes) for name, folder in splits.items()}
+    return images.dataset(sources, len(classes), classes)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != '.')
+    )
+
+
+def _source(config: Config, split: str, folder: Path, classes: tuple[str, ...]) -> Source:
+    if unknown := sorted(set(_class_names(folder)) - set(classes)):
+        raise DataError(f'{folder / unknown[0]}: split {split!r} has a class that train has not')
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).rglob('*'))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise DataError(f'no images ({", ".join(sorted(SUFFIXES))}) in {folder}/<class>/')
+    key = {
+        'files': [[str(path.relative_to(folder)), *_size_and_time(path)] for path, _ in files],
+        'image_size': config.image_size,
+        'channels': config.channels,
+        'corrupt': config.corrupt,
+    }
+    rows = cache.rows(
+        cache.root(config.cache_dir),
+        f'{Path(config.path).name}-{split}',
+        key,
+        lambda: _decoded(config, files),
+    )
+    skipped = len(files) - len(rows['targets'])
+    if skipped:
+        logger.warning('%s: %d of %d images were corrupt and left out', folder, skipped, len(files))
+    return ArraySource(rows)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _decoded(config: Config, files: list[tuple[Path, int]]) -> Iterator[Batch]:
+    """Batches of decoded rows. Raises: DataError naming a corrupt file, as configured."""
+
+    def decode(some: list[tuple[Path, int]]) -> tuple[list[np.ndarray], list[int], list[str]]:
+        inputs, targets, errors = [], [], []
+        for path, label in some:
+            try:
+                inputs.append(images.decode(path, config.image_size, config.channels))
+                targets.append(label)
+            except images.DECODE_ERRORS as error:
+                errors.append(f'{path}: not a readable image ({error})')
+        return inputs, targets, errors
+
+    corrupt = 0
+    limit = min(config.max_corrupt, len(files) - 1)
+    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
+    for inputs, targets, errors in cache.parallel(decode, chunks):
+        corrupt += len(errors)
+        for error in errors:
+            if config.corrupt == 'raise':
+                raise DataError(f"{error}; mend or delete it, or set config.data.corrupt='skip'")
+            logger.warning('%s; left out', error)
+        if corrupt > limit:
+            raise DataError(
+                f'{corrupt} of {len(files)} images are corrupt, more than {limit} '
+                f'(config.data.max_corrupt={config.max_corrupt}); the last is {errors[-1]}'
+            )
+        if inputs:
+            yield {'inputs': np.stack(inputs), 'targets': np.array(targets, np.int32)}

@@ -1,0 +1,214 @@
+"""Any TFDS data set that was prepared as array_record, read without TensorFlow.
+
+Records are decoded once, split by split, into a cache that later runs share: decoding a PNG at each
+read is far slower than training wants.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bigjax.data import cache, images
+from bigjax.data.core import Batch, Dataset
+from bigjax.errors import DataError, nearest
+from bigjax.schema import PositiveInt
+
+CHUNK = 256
+
+Converter = Callable[[Any], Any]
+"""A feature of one record, as TFDS gives it -> its row. Raises: one of images.DECODE_ERRORS."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    dataset: a name with an optional config and version: 'fashion_mnist', 'mnist:3.0.1'.
+    data_dir: where TFDS keeps prepared data; by default $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    inputs, targets: names of features; by default the pair that the data set calls supervised.
+    image_size: (height, width) to resize images to, needed when they vary in size.
+    cache_dir: where decoded rows are kept; by default the user's cache folder.
+    """
+
+    dataset: str
+    data_dir: str | None = None
+    inputs: str | None = None
+    targets: str | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    cache_dir: str | None = None
+
+
+def load(config: Config) -> Dataset:
+    """Images as uint8 [H, W, C], class labels as int32, other numbers as float32 or int32.
+
+    A sequence of class labels becomes int32 [C], 1 for the classes that it holds.
+    Raises: DataError for a data set that is not prepared, or a feature of another kind.
+    """
+    builder = _prepared_builder(config)
+    names = _feature_names(config, builder)
+    converters = {role: _converter(config, builder, name) for role, name in names.items()}
+    sources = {
+        split: DecodedOnce(
+            info.num_examples, partial(_rows, config, builder, split, names, converters)
+        )
+        for split, info in builder.info.splits.items()
+    }
+    label = builder.info.features[names['targets']]
+    label = label.feature if isinstance(label, tfds.features.Sequence) else label
+    if not isinstance(label, tfds.features.ClassLabel):
+        return images.dataset(sources, None)
+    return images.dataset(sources, label.num_classes, tuple(label.names))
+
+
+@dataclass(frozen=True)
+class DecodedOnce:
+    """A source of known size whose rows are decoded, or found in the cache, when first read."""
+
+    size: int
+    load: Callable[[], Batch]
+
+    @cached_property
+    def arrays(self) -> Batch:
+        return self.load()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, indices: np.ndarray) -> Batch:
+        return {role: array[indices] for role, array in self.arrays.items()}
+
+
+def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
+    try:
+        builder = tfds.builder(config.dataset, data_dir=config.data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = nearest(config.dataset, tfds.list_builders(with_community_datasets=False))
+        raise DataError(
+            f'no data set {config.dataset!r}, neither known to TFDS nor prepared; {known}'
+        ) from None
+    except (ValueError, AssertionError) as error:  # no such config or version
+        reason = ' '.join(str(error).split())
+        raise DataError(f'bad config.data.dataset={config.dataset!r}: {reason}') from None
+    command = f'bigjax data prepare {config.dataset}'
+    command += f' --data_dir={config.data_dir}' if config.data_dir else ''
+    if not builder.is_prepared():
+        raise DataError(
+            f'{config.dataset} is not prepared in {builder.data_path}; do it once with: {command}'
+        )
+    formats = {form.value for form in builder.info.available_file_formats()}
+    if 'array_record' not in formats:
+        raise DataError(
+            f'{builder.data_path} is prepared as {", ".join(sorted(formats))}; expected '
+            f'array_record, which needs no TensorFlow: move it away, then: {command}'
+        )
+    return builder
+
+
+def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping[str, str]:
+    inputs, targets = builder.info.supervised_keys or ('', '')
+    names = {'inputs': config.inputs or inputs, 'targets': config.targets or targets}
+    for role, name in names.items():
+        if name not in builder.info.features:
+            raise DataError(
+                f'{config.dataset} has no feature {name!r} to use as {role}; set '
+                f'config.data.{role}; {nearest(name, builder.info.features)}'
+            )
+    return names
+
+
+def _converter(config: Config, builder: tfds.core.DatasetBuilder, name: str) -> Converter:
+    """How values of a feature become rows of one shape. Raises: DataError if they cannot."""
+    feature = builder.info.features[name]
+    dtype, shape = np.dtype(feature.np_dtype), feature.shape
+    match feature:
+        case tfds.features.Image() if dtype == np.uint8:
+            if config.image_size is None and None in shape[:2]:
+                raise DataError(
+                    f'{config.dataset}, feature {name!r}: images vary in size; set '
+                    f'config.data.image_size=HEIGHT,WIDTH'
+                )
+            return partial(images.decode, size=config.image_size, channels=shape[-1] or 3)
+        case tfds.features.ClassLabel():
+            return partial(_class_id, num_classes=feature.num_classes)
+        case tfds.features.Sequence(feature=tfds.features.ClassLabel() as label):
+            return partial(_class_indicators, num_classes=label.num_classes)
+        case tfds.features.Tensor() if dtype.kind in 'biuf' and None not in shape:
+            return partial(_finite, dtype=np.float32 if dtype.kind == 'f' else np.int32)
+    raise DataError(
+        f'{config.dataset}, feature {name!r} is {feature!r}; expected a uint8 image, a class '
+        f'label, a sequence of class labels, or numbers of a fixed shape'
+    )
+
+
+def _class_id(value: int, num_classes: int) -> np.int32:
+    if not 0 <= value < num_classes:
+        raise ValueError(f'label {value} is not in 0..{num_classes - 1}; is the split unlabelled?')
+    return np.int32(value)
+
+
+def _class_indicators(values: np.ndarray, num_classes: int) -> np.ndarray:
+    indicators = np.zeros(num_classes, np.int32)
+    for value in values:
+        indicators[_class_id(value, num_classes)] = 1
+    return indicators
+
+
+def _finite(value: np.ndarray, dtype: type) -> np.ndarray:
+    if not np.all(np.isfinite(value)):
+        raise ValueError('holds nan or inf')
+    return np.asarray(value, dtype)
+
+
+def _rows(
+    config: Config,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    names: Mapping[str, str],
+    converters: Mapping[str, Converter],
+) -> Batch:
+    info = builder.info
+    key = {
+        'dataset': info.full_name,
+        'prepared': (builder.data_path / 'dataset_info.json').stat().mtime,
+        'split': [split, info.splits[split].shard_lengths, info.splits[split].num_bytes],
+        'features': names,
+        'image_size': config.image_size,
+    }
+    name = f'{info.full_name}-{split}'.replace('/', '-')
+    decoded = partial(_decoded, builder, split, names, converters)
+    return cache.rows(cache.root(config.cache_dir), name, key, decoded)
+
+
+def _decoded(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    names: Mapping[str, str],
+    converters: Mapping[str, Converter],
+) -> Iterator[Batch]:
+    """Batches of all records. Raises: DataError naming a record that cannot be read."""
+    where = f'{builder.data_path}, split {split!r}'
+    still_encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+
+    def decode(start: int) -> Batch:
+        rows: dict[str, list] = {role: [] for role in names}
+        indices = range(start, min(start + CHUNK, len(records)))
+        for index, record in zip(indices, records.__getitems__(indices), strict=True):
+            for role, name in names.items():
+                try:
+                    rows[role].append(converters[role](record[name]))
+                except images.DECODE_ERRORS as error:
+                    raise DataError(f'{where}, record {index}, {name!r}: {error}') from error
+        return {role: np.stack(values) for role, values in rows.items()}
+
+    try:
+        records = builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+        yield from cache.parallel(decode, range(0, len(records), CHUNK))
+    except RuntimeError as error:  # array_record's own, with the byte offset in its message
+        raise DataError(f'{where}: {error}; move it away and prepare it again') from error
