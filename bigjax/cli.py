@@ -7,12 +7,16 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+
+from bigjax.config import Config, load
 from bigjax.errors import BigjaxError, ConfigError
 
 Overrides = list[tuple[str, str]]
+SUMMARY = 'Train, evaluate and study models in JAX.'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,42 +31,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
-    parser = argparse.ArgumentParser(prog='bigjax', description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog='bigjax', description=SUMMARY)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a config file')
+    workdir = argparse.ArgumentParser(add_help=False)
+    workdir.add_argument('--workdir', required=True, type=Path, metavar='DIR', help='run folder')
 
-    def command(name: str, run, help: str, *, config: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(
+        name: str, run: Callable[..., int | None], help: str, *parents: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
+        epilog = 'Any field of the config: --config.section.field=value' if parents else None
+        sub = commands.add_parser(name, help=help, description=help, parents=parents, epilog=epilog)
         sub.set_defaults(run=run)
-        if config:
-            sub.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a config file')
-            sub.epilog = 'Any field of the config: --config.section.field=value'
         return sub
 
-    workdir = {'type': Path, 'required': True, 'metavar': 'DIR', 'help': 'the run folder'}
-    command('train', _train, 'train a model, or go on training it', config=True).add_argument(
-        '--workdir', **workdir
+    command('train', _train, 'train a model, or go on training it', config, workdir)
+    crossval = command(
+        'crossval', _crossval, 'train every fold; mean and deviation', config, workdir
     )
-    crossval = command('crossval', _crossval, 'train every fold; mean and deviation', config=True)
-    crossval.add_argument('--workdir', **workdir)
     crossval.add_argument('--folds', type=int, default=5)
     evaluate = command('eval', _eval, 'evaluate a trained run')
-    evaluate.add_argument('--run', dest='workdir', **workdir)
+    evaluate.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
     evaluate.add_argument('--split', default='test', choices=('train', 'val', 'test'))
-    evaluate.add_argument(
-        '--checkpoint', default=None, metavar='WHICH', help='latest, best or a step'
-    )
-    command('describe', _describe, 'parameters, shardings, FLOPs, memory', config=True)
-    command('report', _report, 'draw the plots and report.html of a run').add_argument(
-        'workdir', type=Path, metavar='RUN'
-    )
+    evaluate.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
+    command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
+    report = command('report', _report, 'draw the plots and report.html of a run')
+    report.add_argument('workdir', type=Path, metavar='RUN')
     doctor = command('doctor', _doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = commands.add_parser('data', help='prepare data sets').add_subparsers(required=True)
     prepare = data.add_parser('prepare', help='prepare a TFDS data set as array_record')
     prepare.add_argument('name', help='such as fashion_mnist')
-    prepare.add_argument('--data_dir', type=Path, default=None, metavar='DIR')
-    prepare.add_argument('--from', dest='source', type=Path, default=None, metavar='DIR',
-                         help='a folder that holds the original files')  # fmt: skip
+    prepare.add_argument('--data_dir', type=Path, metavar='DIR')
+    prepare.add_argument(
+        '--from', dest='source', type=Path, metavar='DIR', help='where the original files are'
+    )
     prepare.set_defaults(run=_prepare)
 
     arguments, rest = parser.parse_known_args(argv)
@@ -80,7 +84,7 @@ def _train(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.train.loop import train
 
     config = _load(arguments, overrides)
-    console = _console()
+    console = Console()
     train(config, arguments.workdir, console)
     console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
 
@@ -90,27 +94,29 @@ def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     if arguments.folds < 2:
         raise ConfigError(f'--folds: expected at least 2, got {arguments.folds}')
-    config = _load(arguments, [*overrides, ('data.folds', str(arguments.folds)), ('data.fold', '0')])
-    cross_validate(config, arguments.workdir, arguments.folds, _console())
+    config = _load(
+        arguments, [*overrides, ('data.folds', str(arguments.folds)), ('data.fold', '0')]
+    )
+    cross_validate(config, arguments.workdir, arguments.folds, Console())
 
 
 def _eval(arguments: argparse.Namespace, _: Overrides) -> None:
     from bigjax.train.outcome import evaluate_run
 
     _start_jax()
-    evaluate_run(arguments.workdir, arguments.split, arguments.checkpoint, _console())
+    evaluate_run(arguments.workdir, arguments.split, arguments.checkpoint, Console())
 
 
 def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.train.describe import describe
 
-    describe(_load(arguments, overrides), _console())
+    describe(_load(arguments, overrides), Console())
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:
     from bigjax.study import report
 
-    _console().print(str(report.write(arguments.workdir)), soft_wrap=True)
+    Console().print(str(report.write(arguments.workdir)), soft_wrap=True)
 
 
 def _doctor(arguments: argparse.Namespace, _: Overrides) -> int:
@@ -125,11 +131,9 @@ def _prepare(arguments: argparse.Namespace, _: Overrides) -> None:
     prepare.main(arguments.name, arguments.data_dir, arguments.source)
 
 
-def _load(arguments: argparse.Namespace, overrides: Overrides):
-    from bigjax import config
-
+def _load(arguments: argparse.Namespace, overrides: Overrides) -> Config:
     _start_jax()
-    return config.load(arguments.config, overrides)
+    return load(arguments.config, overrides)
 
 
 def _start_jax() -> None:
@@ -137,16 +141,10 @@ def _start_jax() -> None:
     import jax
 
     logging.getLogger('absl').setLevel(logging.ERROR)
-    if not jax.config.jax_compilation_cache_dir:
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _console():
-    from rich.console import Console
-
-    return Console()
 
 
 if __name__ == '__main__':

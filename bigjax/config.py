@@ -2,8 +2,8 @@
 
 A config file is Python (and is run): it defines `get_config(arg=None)` and returns an
 `ml_collections.ConfigDict`, or any mapping. `load` reads it, applies `--config.a.b=value` overrides
-and resolves it into `Config`. Sections with a `name` (model, task, data, optimizer, schedule) keep the
-fields of the named component in `options`; they are checked when the component is built.
+and resolves it into `Config`. Sections with a `name` (model, task, data, optimizer, schedule) keep
+the fields of the named component in `options`; they are checked when the component is built.
 """
 
 import ast
@@ -23,12 +23,15 @@ from bigjax import schema
 from bigjax.errors import ConfigError
 from bigjax.schema import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
 
+NAMED = ('model', 'task', 'data', 'optimizer', 'schedule')
+"""Sections that a config may give by their name alone."""
+
 UNITS = ('steps', 'epochs', 'examples', 'tokens', '%')
 
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training: `500`, `'500 steps'`, `'10 epochs'`, `'1e6 tokens'`, `'5%'` of the run."""
+    """A length of training: `500`, `'500 steps'`, `'10 epochs'`, `'1e6 tokens'`, `'5%'` of it."""
 
     amount: float
     unit: str = 'steps'
@@ -63,7 +66,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class Horizon:
-    """What turns durations into steps: sizes of a batch, an epoch, an example, and of the whole run."""
+    """What turns durations into steps: the sizes of a batch, an epoch, an example, the run."""
 
     batch_size: int
     examples_per_epoch: int
@@ -100,7 +103,7 @@ class Component:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the model is trained to do, and penalties on its weights: `l1 * sum |w| + l2 / 2 * sum w^2`."""
+    """What the model is trained to do, and penalties: `l1 * sum |w| + l2 / 2 * sum w^2`."""
 
     name: str
     l1: NonNegative = 0.0
@@ -112,8 +115,8 @@ class TaskConfig:
 class DataConfig:
     """Where examples come from, how they are split and augmented.
 
-    splits: for each of train, val and test either a name with an optional slice (`'train[:80%]'`) or
-        a fraction of all that the data set calls train. Empty: the data set's own.
+    splits: for train, val and test each a name with an optional slice (`'train[:80%]'`) or a
+        fraction of all that the data set calls train. Empty: the data set's own.
     folds, fold: `fold` (from 0) of `folds` becomes the test split, the rest is split as above.
     augment: name -> options, applied in order inside the jitted step.
     """
@@ -127,7 +130,7 @@ class DataConfig:
     prefetch: PositiveInt = 2
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.folds is None) != (self.fold is None):
             raise ValueError('folds and fold go together: set both or neither')
         if self.folds is not None and self.fold is not None and self.fold >= self.folds:
@@ -193,7 +196,7 @@ class TrainConfig:
     log_every: Duration = Duration(100)
     early_stopping: EarlyStopping | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError('set exactly one of train.steps and train.epochs')
         if self.steps is not None and self.steps.unit == '%':
@@ -237,7 +240,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """`every`: how often (the end is always saved); keep: how many of the latest; best: a metric."""
+    """`every`: how often (and at the end); keep: how many of the latest; best: a metric."""
 
     every: Duration = Duration(1, 'epochs')
     keep: PositiveInt = 2
@@ -316,19 +319,21 @@ def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:
     *sections, last = key.split('.')
     for name in sections:
         child = values.get(name)
-        if child is None:
-            values[name] = child = ml_collections.ConfigDict()
-        elif isinstance(child, Mapping) and not isinstance(child, ml_collections.ConfigDict):
-            values[name] = child = ml_collections.ConfigDict(child)
-        if not isinstance(child, ml_collections.ConfigDict):
+        if isinstance(child, str) and name in NAMED:
+            child = {'name': child}
+        if child is not None and not isinstance(child, Mapping | ml_collections.ConfigDict):
             raise ConfigError(f'--config.{key}: {name} is {child!r}, which has no fields')
+        if not isinstance(child, ml_collections.ConfigDict):
+            child = ml_collections.ConfigDict(child)
+            with values.ignore_type():
+                values[name] = child
         values = child
     with values.ignore_type():
         values[last] = parse_value(text)
 
 
 def parse_value(text: str) -> Any:
-    """A value as typed on a command line: a Python literal, true / false / none, or else a string."""
+    """A value as typed on a command line: a Python literal, true, false, none, or a string."""
     word = {'true': True, 'false': False, 'none': None, 'null': None, 'nan': math.nan}
     if text.lower() in word:
         return word[text.lower()]

@@ -10,7 +10,7 @@ EXIT_USER_ERROR = 78
 
 
 class BigjaxError(Exception):
-    """An expected failure: the command prints its message, one line, and leaves with `exit_code`."""
+    """An expected failure: the command prints its message and leaves with `exit_code`."""
 
     exit_code = EXIT_USER_ERROR
 

@@ -73,7 +73,7 @@ def huber_error(predictions: Array, targets: Array, delta: float = 1.0) -> Array
 
 def l1_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
     """Sum of |w| over the parameters that the boolean tree `mask` keeps (all, without one)."""
-    # Not jnp.abs, whose derivative at 0 is 1 in JAX: a bias that starts at 0 would be pushed off it.
+    # Not jnp.abs, whose derivative at 0 is 1 in JAX: a bias that starts at 0 would be pushed.
     return _sum_over_leaves(lambda w: w * jax.lax.stop_gradient(jnp.sign(w)), params, mask)
 
 

@@ -7,8 +7,9 @@ A schema is an ordinary frozen dataclass; constraints ride on its annotations:
         widths: tuple[PositiveInt, ...] = (128, 64)
         dropout: Fraction = 0.0
 
-`build` refuses unknown keys, wrong types, values out of range and values that are not finite, naming
-the path of the field and the nearest known name. Below this edge no value needs checking again.
+`build` refuses unknown keys, wrong types, values out of range and values that are not finite,
+naming the path of the field and the nearest known name. Below this edge no value needs checking
+again.
 """
 
 import dataclasses
@@ -52,9 +53,9 @@ Rate = Annotated[float, Range(low=0, below=1)]
 def build(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
     """An instance of the dataclass `cls` from `values`.
 
-    A field annotated `Mapping` and named `options` collects the keys that `cls` itself does not name
-    (a component's own fields, checked when the component is found). A string
-    stands for a section whose first field it sets. `values` may already hold built sections.
+    A field annotated `Mapping` and named `options` collects the keys that `cls` itself does not
+    name (a component's own fields, checked when the component is found). A string stands for a
+    section whose first field it sets. `values` may already hold built sections.
 
     Raises: ConfigError, one line: what, where, expected, got, how to mend.
     """
@@ -190,7 +191,8 @@ def describe(hint: Any) -> str:
 
 
 def to_dict(value: Any) -> Any:
-    """The inverse of `build`, ready for JSON: dataclasses to dicts (options inlined), tuples to lists."""
+    """The inverse of `build`, ready for JSON: dataclasses to dicts (options inlined), tuples to
+    lists."""
     if hasattr(value, 'parse') and not isinstance(value, type):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

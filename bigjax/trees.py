@@ -41,7 +41,8 @@ def labels_by_pattern(tree: Any, patterns: Sequence[str], where: str) -> Any:
                 used.add(index)
                 return index
         raise ConfigError(
-            f"{where}: no pattern matches parameter {name!r}; patterns must cover all (end with '.*')"
+            f'{where}: no pattern matches parameter {name!r}; patterns must cover all parameters '
+            "(end with '.*')"
         )
 
     labels = map_with_name(label, tree)

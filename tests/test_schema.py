@@ -36,7 +36,13 @@ class Open:
 def test_values_keep_their_meaning():
     built = schema.build(
         Outer,
-        {'widths': [4, 2], 'share': 1, 'inner': {'rate': 2}, 'maybe': 3, 'shares': {'a': 0.1, 'b': 'x'}},
+        {
+            'widths': [4, 2],
+            'share': 1,
+            'inner': {'rate': 2},
+            'maybe': 3,
+            'shares': {'a': 0.1, 'b': 'x'},
+        },
     )
     assert built == Outer((4, 2), 1.0, inner=Inner(rate=2.0), maybe=3, shares={'a': 0.1, 'b': 'x'})
     assert isinstance(built.share, float)
@@ -70,7 +76,7 @@ def test_refusals_name_the_place_and_the_cure(values, message):
 
 
 def test_a_required_field_is_asked_for():
-    with pytest.raises(ConfigError, match='missing config.name: expected a string'):
+    with pytest.raises(ConfigError, match=r'missing config.name: expected a string'):
         schema.build(Open, {})
 
 

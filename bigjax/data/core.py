@@ -1,7 +1,7 @@
 """The contract of data: random access to raw rows, and batches that are pure functions of the step.
 
-A data set named `digits` is the module `bigjax.data.digits`; any other name is a module of the user's
-own. Such a module defines `Config`, a frozen dataclass, and `load(config) -> Dataset`.
+A data set named `digits` is the module `bigjax.data.digits`; any other name is a module of the
+user's own. Such a module defines `Config`, a frozen dataclass, and `load(config) -> Dataset`.
 
 A batch is a dict of arrays with a leading batch axis: `inputs` (an array, or a dict of arrays),
 `targets`, and `weights`, float32, 0 for padding. Images are uint8 `[B, H, W, C]` or float32.
@@ -53,10 +53,12 @@ class DataSpec:
 class Dataset:
     """Raw rows by split name, and how to make model inputs of them.
 
-    prepare: given the raw rows of the training split, and of no other, the spec of prepared rows and
+    prepare: given the raw rows of the training split, and of no other, the spec of prepared rows
+    and
         the transform from raw to prepared (statistics for standardising, categories, ...).
     decode: a prepared input as text for sample predictions, where it has a readable form.
-    labels: the targets of raw rows as an int array, for stratified splits; None if there are no classes.
+    labels: the targets of raw rows as an int array, for stratified splits; None if there are no
+    classes.
     """
 
     sources: Mapping[str, Source]
@@ -108,7 +110,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Splits:
-    """What training reads: prepared sources `train`, `val`, `test` (those there are) and their spec."""
+    """What training reads: prepared sources `train`, `val`, `test` (those there are) and their
+    spec."""
 
     sources: Mapping[str, Source]
     spec: DataSpec

@@ -5,9 +5,10 @@ Such a module defines `Config`, a frozen dataclass, and
 
     build(config, inputs, outputs, dtype) -> Model
 
-where `inputs` is a tree of `jax.ShapeDtypeStruct` with a leading batch axis, `outputs` the width of the
-read-out that the task asks for, and `dtype` the compute dtype. Ours are Flax Linen modules turned into
-functions by `from_linen`; a pair of plain functions, or an NNX module split into its parts, is as good.
+where `inputs` is a tree of `jax.ShapeDtypeStruct` with a leading batch axis, `outputs` the width of
+the read-out that the task asks for, and `dtype` the compute dtype. Ours are Flax Linen modules
+turned into functions by `from_linen`; a pair of plain functions, or an NNX module split into its
+parts, is as good.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,7 +69,7 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         return params.unbox(boxed(rng))
 
     def apply(
-        variables: Variables, inputs: Any, train: bool, rngs: Mapping[str, jax.Array] | None = None
+        variables: Variables, inputs: Any, train: bool, rngs: dict[str, jax.Array] | None = None
     ) -> tuple[Any, Variables]:
         mutable = [name for name in variables if name != 'params'] if train else False
         result = module.apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)

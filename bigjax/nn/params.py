@@ -1,8 +1,8 @@
 """Parameters that carry the names of their axes.
 
 Layers own their parameters: `param(self, 'kernel', init, (D, F), ('embed', 'mlp'))`. The names are
-logical; `sharding.rules` maps them to mesh axes, and parametrizations read them. The box is metadata
-of an abstract init only: inside a module, and in every state, parameters are plain arrays.
+logical; `sharding.rules` maps them to mesh axes, and parametrizations read them. The box is
+metadata of an abstract init only: inside a module, and in every state, parameters are plain arrays.
 """
 
 from typing import Any
@@ -51,7 +51,8 @@ def param(
     """A float32 parameter of `module` whose axes are named `axes`, one name a dimension."""
     if len(axes) != len(shape):
         raise ValueError(f'{module.name}/{name}: {len(shape)} dimensions, {len(axes)} axis names')
-    return module.param(name, lambda rng: Named(init(rng, shape, jnp.float32), axes))
+    value: Any = module.param(name, lambda rng: Named(init(rng, shape, jnp.float32), axes))
+    return value
 
 
 def unbox(variables: Any) -> Any:

@@ -18,7 +18,8 @@ BATCH_AXES = ('data', 'fsdp')
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all `devices` (default: every device of every process).
 
-    Raises: ConfigError if the axes' product is not the number of devices, naming the nearest meshes.
+    Raises: ConfigError if the axes' product is not the number of devices, naming the nearest
+    meshes.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
@@ -91,5 +92,7 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> slice:
     for first, last, _ in owned:
         covered[first - start : last - start] = True
     if not covered.all():
-        raise ConfigError('this mesh gives a process rows that are not contiguous; reorder its axes')
+        raise ConfigError(
+            'this mesh gives a process rows that are not contiguous; reorder its axes'
+        )
     return slice(start, stop)

@@ -65,7 +65,8 @@ def spec(
 
 
 def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[str]]:
-    """A NamedSharding for each leaf, and a line for each leaf that stays whole though a rule split it.
+    """A NamedSharding for each leaf, and a line for each leaf that stays whole though a rule split
+    it.
 
     axes: a tree of PartitionSpecs of logical names; an empty one is replicated.
     shapes: the same tree with abstract arrays.
@@ -82,7 +83,8 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[s
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Tells the compiler how an activation lies on the mesh; outside `jax.set_mesh` it does nothing."""
+    """Tells the compiler how an activation lies on the mesh; outside `jax.set_mesh` it does
+    nothing."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if math.prod(sizes.values()) == 1:
         return x

@@ -89,8 +89,8 @@ def loss(config: Config, kind: str, apply: Apply, batch: Batch) -> Losses:
 
 
 def predict(kind: str, outputs: jax.Array) -> jax.Array:
-    """Probabilities [B, C] of each class (binary: of both), or of each label."""
+    """Probabilities [B, C] of each class (binary: of both, from [B, 1]), or of each label."""
     if kind == 'multiclass':
         return jax.nn.softmax(outputs)
     chances = jax.nn.sigmoid(outputs)
-    return jnp.stack([1 - chances, chances], axis=-1) if kind == 'binary' else chances
+    return jnp.concatenate([1 - chances, chances], axis=-1) if kind == 'binary' else chances

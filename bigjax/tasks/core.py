@@ -1,7 +1,8 @@
 """The contract of a task: from a batch to a weighted loss, and what is measured.
 
-A task named `classification` is the module `bigjax.tasks.classification`; any other name is a module of
-the user's own. Such a module defines `Config`, a frozen dataclass, and `build(config, spec) -> Task`.
+A task named `classification` is the module `bigjax.tasks.classification`; any other name is a
+module of the user's own. Such a module defines `Config`, a frozen dataclass, and `build(config,
+spec) -> Task`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +23,8 @@ Apply = Callable[[Any], Any]
 class Losses:
     """Of one batch: unreduced losses, their weights (same shape), and what the metrics compare.
 
-    The training loss is `sum(values * weights) / sum(weights)` over the whole global batch, whatever
-    the number of microbatches, devices or processes.
+    The training loss is `sum(values * weights) / sum(weights)` over the whole global batch,
+    whatever the number of microbatches, devices or processes.
     """
 
     values: jax.Array

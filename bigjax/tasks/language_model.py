@@ -46,9 +46,7 @@ def build(config: Config, spec: DataSpec) -> Task:
 def loss(config: Config, apply: Apply, batch: Batch) -> Losses:
     """Cross-entropy [B, T] of each next token; weights [B] or [B, T]."""
     outputs, targets = apply(batch['inputs']), batch['targets']
-    values = losses.softmax_cross_entropy(
-        outputs, targets, config.label_smoothing, config.z_loss
-    )
+    values = losses.softmax_cross_entropy(outputs, targets, config.label_smoothing, config.z_loss)
     weights = batch['weights']
     if weights.ndim < values.ndim:
         weights = weights[:, None] * jax.numpy.ones_like(values)

@@ -73,9 +73,7 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     horizon = _horizon(config, splits)
     task = _task(config, splits.spec)
     model = _model(config, splits.spec, task)
-    schedule = schedules.build(
-        config.optimizer.schedule, config.optimizer.learning_rate, horizon
-    )
+    schedule = schedules.build(config.optimizer.schedule, config.optimizer.learning_rate, horizon)
     params = model.abstract()['params']
     optimizer = optimizers.build(config.optimizer, schedule, params, model.axes['params'])
     recipe = _recipe(config, splits.spec, task, model, optimizer, schedule)

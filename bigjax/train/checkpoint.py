@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -19,11 +19,11 @@ FOLDER = 'checkpoints'
 
 log = logging.getLogger(__name__)
 
-Checkpoints = ocp.training.Checkpointer
+Checkpoints: TypeAlias = ocp.training.Checkpointer
 
 
 def open_checkpoints(workdir: Path, config: CheckpointConfig) -> Checkpoints:
-    """The checkpoints of a run: the latest `keep` are kept, and the best where a metric is named."""
+    """The checkpoints of a run: the latest `keep` stay, and the best where a metric is named."""
     policies = ocp.training.preservation_policies
     kept: list[Any] = [policies.LatestN(config.keep)]
     if config.best is not None:

@@ -47,7 +47,7 @@ def summary(run: Run) -> dict[str, str]:
     """Counts and bytes, in words; FLOPs are those of one whole training step over all devices."""
     config, state = run.config, run.abstract
     batch = batch_spec(run.splits.spec, config.train.batch_size)
-    step_flops = flops.count(partial(train_step, run.recipe), state, batch)
+    step_flops = flops.count(partial(train_step, run.recipe), state, batch).flops
     rows = {split: len(source) for split, source in run.splits.sources.items()}
     return {
         'mesh': ', '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items()),

@@ -80,7 +80,9 @@ def samples(
     ]
 
 
-def _readable(row: Any, spec: DataSpec, decode: Callable[[np.ndarray], str] | None) -> dict[str, Any]:
+def _readable(
+    row: Any, spec: DataSpec, decode: Callable[[np.ndarray], str] | None
+) -> dict[str, Any]:
     if decode is not None:
         return {'kind': 'text', 'text': decode(row)}
     row = np.asarray(row)
@@ -99,8 +101,8 @@ def _answer(kind: str, spec: DataSpec, target: Any, prediction: np.ndarray) -> d
     if kind == 'regression':
         return {'target': _numbers(target), 'prediction': _numbers(prediction)}
     if kind == 'multilabel':
-        chosen = [name(i) for i in np.flatnonzero(prediction > 0.5)]
-        right = [name(i) for i in np.flatnonzero(target > 0.5)]
+        chosen = [name(int(i)) for i in np.flatnonzero(prediction > 0.5)]
+        right = [name(int(i)) for i in np.flatnonzero(target > 0.5)]
         return {'target': ', '.join(right), 'prediction': ', '.join(chosen)}
     chosen_class = int(np.argmax(prediction))
     target_class = int(np.argmax(target)) if np.ndim(target) else int(target)

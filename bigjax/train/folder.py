@@ -20,7 +20,8 @@ from bigjax.train.writers import replace_file
 CONFIG, ENVIRONMENT = 'config.json', 'env.json'
 
 MAY_CHANGE = (
-    'mesh', 'sinks', 'checkpoint', 'data.prefetch', 'eval', 'train.log_every', 'train.early_stopping',
+    'mesh', 'sinks', 'checkpoint', 'data.prefetch', 'eval', 'train.log_every',
+    'train.early_stopping',
 )  # fmt: skip
 """Sections that a resumed run may have otherwise: they do not change what is computed."""
 

@@ -18,7 +18,7 @@ TEMPERATURE = 0.8
 def continuations(
     model: Model, variables: Any, rows: Batch, decode: Callable[[np.ndarray], str] | None
 ) -> list[dict[str, Any]]:
-    """The first rows of a split as prompts, and what the model writes on, as the report shows them."""
+    """The first halves of a few rows as prompts, and what the model makes of them."""
     prompts = np.asarray(rows['inputs'][:NUM_TEXTS])
     half = max(1, prompts.shape[1] // 2)
     written = np.asarray(

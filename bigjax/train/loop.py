@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 def train(config: Config, workdir: Path, console: Console | None = None) -> dict[str, float]:
     """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
 
-    Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit code.
+    Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
+    code.
     """
     leads = jax.process_index() == 0
     console = console if console is not None and leads else Console(quiet=True)
@@ -54,12 +55,16 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> dict
         ):
             started = time.perf_counter()
             state, restored = _first_state(run, checkpoints)
-            sinks = open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
+            sinks = (
+                open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
+            )
             with Writer(workdir if leads else None, restored, sinks) as writer:
                 seconds = time.perf_counter() - started
                 writer.event('start', restored, seconds=seconds, devices=jax.device_count())
                 with progress(run.total_steps, restored or 0, console) as show:
-                    state = Session(run, workdir, checkpoints, writer, show).run(state, restored or 0)
+                    state = Session(run, workdir, checkpoints, writer, show).run(
+                        state, restored or 0
+                    )
                 results = _conclude(run, workdir, checkpoints, state, writer)
         final_table(results, console)
     return results
@@ -160,7 +165,11 @@ class Session:
             loss, grad_norm = jax.device_get((self.latest['loss'], self.latest['grad_norm']))
             self._require_finite(step, float(loss), float(grad_norm))
             started = time.perf_counter()
-            scored = {name: points[-1][1] for name, points in self.history.items() if points[-1][0] == step}
+            scored = {
+                name: points[-1][1]
+                for name, points in self.history.items()
+                if points[-1][0] == step
+            }
             checkpoint.save(self.checkpoints, step, state, scored)
             self.writer.event('save', step, seconds=time.perf_counter() - started)
 
@@ -195,7 +204,7 @@ class Session:
 class Clock:
     """Seconds a step, without evaluation and saving."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.step: int | None = None
         self.idle = self.waited = 0.0
 
@@ -247,7 +256,7 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | 
     return state, None
 
 
-def _stream(run: Run, start: int) -> Iterator[Batch]:
+def _stream(run: Run, start: int) -> Generator[Batch, None, None]:
     """This process's batches from step `start` on, already on their way to the devices."""
     config, source, sharding = run.config, run.splits.sources['train'], run.batch_sharding
     size = config.train.batch_size
@@ -263,7 +272,7 @@ def _stream(run: Run, start: int) -> Iterator[Batch]:
 def _conclude(
     run: Run, workdir: Path, checkpoints: Checkpoints, state: TrainState, writer: Writer
 ) -> dict[str, float]:
-    """Evaluates val and test in full, on the best checkpoint where one is kept, else on the last."""
+    """Evaluates val and test in full, on the best checkpoint if one is kept, else the last."""
     checkpoints.wait()
     best = run.config.checkpoint.best
     step = int(state.step)
@@ -309,9 +318,9 @@ def _check_metric_names(run: Run) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[str]]:
-    """A list that gets the name of SIGTERM or SIGINT when one comes; the loop then saves and stops."""
+    """A list that gets the name of a SIGTERM or SIGINT; the loop then saves and stops."""
     asked: list[str] = []
-    before = {}
+    before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
         asked.append(signal.Signals(number).name)
@@ -325,5 +334,5 @@ def _stop_requests() -> Iterator[list[str]]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)

@@ -48,14 +48,16 @@ def evaluator(run: Run, groups: dict[str, metrics.MetricGroup] | None = None) ->
     return evaluate_source
 
 
-def report_split(run: Run, variables: Any, split: str, step: int, workdir: Path) -> dict[str, float]:
+def report_split(
+    run: Run, variables: Any, split: str, step: int, workdir: Path
+) -> dict[str, float]:
     """Evaluates `split` with every curve, writes `evaluation/<split>.json`, returns the numbers."""
     task, spec, source = run.recipe.task, run.splits.spec, run.splits.sources[split]
     names = dict.fromkeys(metric_names(run.config, task))
     if (spec.num_classes or 0) <= MAX_CLASSES_SHOWN:
         names |= dict.fromkeys(CURVES.get(task.kind, ()))
     values = evaluator(run, task.metrics(tuple(names)))(variables, source)
-    outcome = {
+    outcome: dict[str, Any] = {
         'step': step,
         'kind': task.kind,
         'metrics': {name: value for name, value in values.items() if np.ndim(value) == 0},
@@ -97,7 +99,9 @@ def _predict(run: Run, variables: Any, source: Source, index: int) -> np.ndarray
     return np.asarray(predict(variables, batch))
 
 
-def evaluate_run(workdir: Path, split: str, which: str | None, console: Console) -> dict[str, float]:
+def evaluate_run(
+    workdir: Path, split: str, which: str | None, console: Console
+) -> dict[str, float]:
     """Evaluates a split of the run in `workdir` again, from its own config and checkpoint.
 
     which: 'latest', 'best' or a step; by default the best where the run kept one.

@@ -26,7 +26,7 @@ def best_step(metric: str, history: History) -> int | None:
 
 
 def should_stop(config: EarlyStopping, history: History) -> bool:
-    """Whether the last `patience` values all failed to improve by `min_delta` on the best before."""
+    """Whether the last `patience` values failed to improve by `min_delta` on the best before."""
     direction = sign(config.metric)
     best, waited = -float('inf'), 0
     for _, value in history:
@@ -40,4 +40,6 @@ def should_stop(config: EarlyStopping, history: History) -> bool:
 def check_metric(name: str, known: Sequence[str], where: str) -> None:
     """Raises: ConfigError where `name` will never be measured."""
     if name not in known:
-        raise ConfigError(f'bad value for {where}: no metric {name!r} is measured; {nearest(name, known)}')
+        raise ConfigError(
+            f'bad value for {where}: no metric {name!r} is measured; {nearest(name, known)}'
+        )

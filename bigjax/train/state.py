@@ -24,12 +24,12 @@ class TrainState:
     rng: the key of the run; each step folds its number in, so it never changes.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     collections: Any
     optimizer: Any
     ema: Any
-    rng: jax.Array
+    rng: Any
 
     @property
     def eval_variables(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def init(
 def shardings(
     model: Model, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
 ) -> tuple[TrainState, list[str]]:
-    """A NamedSharding for each leaf of the state, and notes on parameters that had to stay whole."""
+    """A NamedSharding for each leaf of the state, and notes on those that had to stay whole."""
     axes = dict(model.axes)
     params, notes = parameter_shardings(axes.pop('params'), abstract.params, mesh)
     collections, _ = parameter_shardings(axes, abstract.collections, mesh)

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions; jit and shardings are put on outside.
 
-The loss of a step is the weighted mean over the global batch, so it does not depend on the number of
-devices or microbatches; penalties on weights are added once a step.
+The loss of a step is the weighted mean over the global batch, so it does not depend on the number
+of devices or microbatches; penalties on weights are added once a step.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,10 @@ class Recipe:
     ema: float | None = None
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-    """The next state, and device values to log: scalars, and sums of the task's training metrics."""
+def train_step(
+    recipe: Recipe, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Any]]:
+    """The next state, and device values to log: scalars, and sums of the training metrics."""
     augment_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
     loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
@@ -122,7 +124,7 @@ def _accumulated(
 def _loss_sum(
     recipe: Recipe, params: Any, collections: Any, batch: Batch, rng: jax.Array, rows: int
 ) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
-    changed = {}
+    changed: dict[str, Any] = {}
 
     def apply(inputs: Any) -> Any:
         variables = {'params': params, **collections}

@@ -15,7 +15,9 @@ def test_the_axis_left_out_takes_what_is_over():
 
 @pytest.mark.parametrize('config', [MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(tensor=16)])
 def test_a_wrong_product_is_refused_with_meshes_that_fit(config):
-    with pytest.raises(ConfigError, match=r'= 8 devices, got .*; meshes that fit: \dx\dx\d') as error:
+    with pytest.raises(
+        ConfigError, match=r'= 8 devices, got .*; meshes that fit: \dx\dx\d'
+    ) as error:
         meshes.make_mesh(config)
     offered = str(error.value).split('fit: ')[1].split(', ')
     assert all(np.prod([int(n) for n in mesh.split('x')]) == 8 for mesh in offered)
@@ -29,9 +31,9 @@ def test_the_nearest_mesh_comes_first():
 def test_batches_must_divide():
     mesh = meshes.make_mesh(MeshConfig(fsdp=2, tensor=2))
     meshes.check_batch_size(mesh, 16, 2, 'config.train.batch_size')
-    with pytest.raises(ConfigError, match='multiple of 8 .*, got 20; use 16 or 24'):
+    with pytest.raises(ConfigError, match=r'multiple of 8 .*, got 20; use 16 or 24'):
         meshes.check_batch_size(mesh, 20, 2, 'config.train.batch_size')
-    with pytest.raises(ConfigError, match='use 8$'):
+    with pytest.raises(ConfigError, match=r'use 8$'):
         meshes.check_batch_size(mesh, 3, 2, 'config.train.batch_size')
 
 

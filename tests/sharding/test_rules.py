@@ -29,13 +29,17 @@ def test_axes_of_size_one_are_left_out():
 def test_what_does_not_divide_stays_whole_and_says_so():
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     shapes = {'layer': {'kernel': jax.ShapeDtypeStruct((3, 6), jnp.float32)}}
-    shardings, notes = rules.parameter_shardings({'layer': {'kernel': P('embed', 'mlp')}}, shapes, mesh)
+    shardings, notes = rules.parameter_shardings(
+        {'layer': {'kernel': P('embed', 'mlp')}}, shapes, mesh
+    )
     assert shardings['layer']['kernel'].spec == P(None, ('tensor',))
     assert notes == ['layer/kernel stays whole: embed=3 is not divisible by fsdp=2']
 
 
 def test_unknown_names_and_collisions_are_refused():
-    with pytest.raises(ConfigError, match="no sharding rule for axis 'embde': did you mean 'embed'"):
+    with pytest.raises(
+        ConfigError, match="no sharding rule for axis 'embde': did you mean 'embed'"
+    ):
         rules.spec(('embde',), (4,), SIZES, rules.PARAMETER_RULES)
     with pytest.raises(ConfigError, match='on one mesh axis'):
         rules.spec(('mlp', 'heads'), (4, 4), SIZES, rules.PARAMETER_RULES)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax import trees
+from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax.train import checkpoint
 from bigjax.train.build import build
 from bigjax.train.loop import Clock, Session, train
@@ -20,7 +20,7 @@ NOT_REPEATED = ('time', 'attempt')
 
 
 def numbers(workdir):
-    """Everything that was measured, in the order it was written, without what time alone decides."""
+    """All that was measured, in the order it was written, but for what time decides."""
     return [
         {k: v for k, v in row.items() if k not in NOT_REPEATED and not k.startswith('perf/')}
         for row in read_metrics(workdir)
@@ -106,7 +106,9 @@ def test_a_run_that_diverges_says_so_and_saves_nothing_bad(tmp_path):
     config = tiny_config(
         **{'optimizer.name': 'sgd', 'optimizer.learning_rate': 1e30, 'checkpoint.every': 1}
     )
-    with pytest.raises(Diverged, match='train/loss is (nan|inf).*lower optimizer.learning_rate') as e:
+    with pytest.raises(
+        Diverged, match=r'train/loss is (nan|inf).*lower optimizer.learning_rate'
+    ) as e:
         train(config, tmp_path)
     assert e.value.exit_code == 70
     assert 'val/loss' not in read_metrics(tmp_path)[-1]
@@ -124,13 +126,17 @@ def test_best_checkpoint_is_kept_and_tested(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Session, '_evaluate', scripted)
     config = tiny_config(
-        **{'train.steps': 4, 'eval.every': 1, 'checkpoint': {'every': 1, 'keep': 1, 'best': 'val/loss'}}
+        **{
+            'train.steps': 4,
+            'eval.every': 1,
+            'checkpoint': {'every': 1, 'keep': 1, 'best': 'val/loss'},
+        }
     )
     train(config, tmp_path)
     with checkpoint.open_checkpoints(tmp_path, config.checkpoint) as checkpoints:
         assert checkpoint.steps(checkpoints) == [2, 4]
         assert checkpoint.pick(checkpoints, 'best', 'val/loss') == 2
-        with pytest.raises(CheckpointError, match="no checkpoint '3'.*one of 2, 4"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint '3'.*one of 2, 4"):
             checkpoint.pick(checkpoints, '3', None)
     assert json.loads((tmp_path / 'evaluation' / 'test.json').read_text())['step'] == 2
 
@@ -150,7 +156,9 @@ def test_early_stopping_stops(tmp_path, monkeypatch):
 
 
 def test_metrics_that_are_never_measured_cannot_steer(tmp_path):
-    with pytest.raises(ConfigError, match="config.checkpoint.best: no metric 'val/auc' is measured"):
+    with pytest.raises(
+        ConfigError, match=r"config.checkpoint.best: no metric 'val/auc' is measured"
+    ):
         train(tiny_config(**{'checkpoint.best': 'val/auc'}), tmp_path)
 
 
@@ -181,7 +189,9 @@ def test_a_checkpoint_of_another_model_is_described(tmp_path):
     train(tiny_config(), tmp_path)
     config = tmp_path / 'config.json'
     config.write_text(config.read_text().replace('16,\n      16', '32,\n      16'))
-    with pytest.raises(CheckpointError, match=r'hidden_0/dense/bias has shape \(16,\) in it, \(32,\)'):
+    with pytest.raises(
+        CheckpointError, match=r'hidden_0/dense/bias has shape \(16,\) in it, \(32,\)'
+    ):
         train(tiny_config(**{'model.widths': (32, 16)}), tmp_path)
 
 

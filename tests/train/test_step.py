@@ -140,7 +140,7 @@ def test_evaluation_leaves_padding_out():
 
 
 def test_unknown_metrics_and_small_splits_are_refused_before_compiling():
-    with pytest.raises(ConfigError, match="no metric 'acuracy'.*accuracy"):
+    with pytest.raises(ConfigError, match=r"no metric 'acuracy'.*accuracy"):
         build(tiny_config(**{'eval.metrics': ('acuracy',)}), blobs())
     with pytest.raises(Exception, match='train split has 8 rows, fewer than'):
         build(tiny_config(), blobs(rows=8))
@@ -148,5 +148,7 @@ def test_unknown_metrics_and_small_splits_are_refused_before_compiling():
 
 def test_state_is_float32_under_bfloat16_compute():
     run = build(tiny_config(**{'precision.compute': 'bfloat16'}), blobs())
-    floats = [leaf for leaf in jax.tree.leaves(run.abstract) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [
+        leaf for leaf in jax.tree.leaves(run.abstract) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype('float32')}
