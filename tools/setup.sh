@@ -49,8 +49,9 @@ install() {
   "$1" -m venv --clear .venv || fail "$1 could not make a virtual environment in .venv."
   if ! .venv/bin/python -m pip install --constraint constraints.txt --editable '.[dev]' \
     >.venv/install.log 2>&1; then
-    fail "pip could not install the packages (no package registry within reach?):" \
-      "$(grep -m 1 -o 'ERROR: .*' .venv/install.log); all of it in .venv/install.log"
+    reason=$(grep -m 1 -oE '[A-Za-z]*(ERROR|Error): .*' .venv/install.log || tail -n 1 .venv/install.log)
+    fail "pip could not install the packages (is a package registry within reach?): $reason" \
+      "(all it said: .venv/install.log)"
   fi
 }
 
