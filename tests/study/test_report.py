@@ -82,6 +82,8 @@ def test_digits(written):
     assert len(small) == 36  # every sample, at its own resolution
     assert page.text.index('Wrong') < page.text.index('Right')
     assert page.text.count('✗') == 11
+    scores = [float(score) for score in re.findall(r'✗ .*? (\d\.\d\d)', page.text)]
+    assert scores == sorted(scores, reverse=True)  # the most confident mistakes first
     assert page.text.count('✓') == 25
 
 
@@ -135,6 +137,9 @@ def test_defaults_are_dimmed_and_choices_are_not(written):
     assert ('epochs', '40.0') in plain
     assert ('name', 'digits') in plain
     assert ('augment.crop.padding', '1') in plain
+    assert report._config_sections({'train': {'epochs': 1.0}}) == {
+        'train': [('epochs', '1.0', False)]
+    }
 
 
 def test_environment_and_events(written):

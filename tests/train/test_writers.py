@@ -108,13 +108,16 @@ def test_a_run_that_restored_nothing_starts_its_metrics_afresh(tmp_path):
     assert read_events(tmp_path)[0]['event'] == 'start'  # history stays
 
 
-def test_an_interrupted_rewrite_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / 'metrics.jsonl'
+def test_a_rewrite_never_touches_the_old_file(tmp_path, monkeypatch):
+    path, link = tmp_path / 'metrics.jsonl', tmp_path / 'link'
     path.write_text('old')
+    link.hardlink_to(path)
+    replace_file(path, b'new')
+    assert (path.read_text(), link.read_text()) == ('new', 'old')
     monkeypatch.setattr('os.fsync', lambda _: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'):
-        replace_file(path, b'new')
-    assert path.read_text() == 'old'
+        replace_file(path, b'newer')
+    assert path.read_text() == 'new'
 
 
 @pytest.mark.parametrize('torn', [b'{"step": 2, "ti', b'\x00\x00\x00', b'{"step": 2}'])
