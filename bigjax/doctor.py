@@ -219,10 +219,10 @@ def _misfits(root: str) -> list[str]:
 
 
 def _needs(package: str) -> Iterator[Requirement]:
-    """What the installed `package` needs here; for jax, also of the plugins that are installed."""
+    """What the installed `package` needs here; of jax's plugins only those that are installed."""
     for text in _requires(package):
         needed = Requirement(text)
-        extras = ACCELERATOR_EXTRAS if package == 'jax' and _version(needed.name) else ()
+        extras = ACCELERATOR_EXTRAS if _version(needed.name) else ()
         if any(
             needed.marker is None or needed.marker.evaluate({'extra': e}) for e in ('', *extras)
         ):

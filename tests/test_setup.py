@@ -103,9 +103,9 @@ def imported(path: Path) -> set[str]:
 FAKE_PYTHON = r"""#!/bin/sh
 case "$*" in
   *_base_executable*) echo "$0" ;;
-  *base_prefix*) echo "$FAKE_VERSION" ;;
+  *base_prefix*) echo {version} ;;
   *ensurepip*) exec '{python}' "$@" ;;
-  -V) echo "Python $FAKE_VERSION" ;;
+  -V) echo Python {version} ;;
   '-m venv'*)
     mkdir -p .venv/bin
     printf '#!/bin/sh\nexec "%s" "$@"\n' "$0" >.venv/bin/python
@@ -143,14 +143,13 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-def fake_python(path: Path) -> Path:
-    return executable(path, FAKE_PYTHON.format(python=sys.executable))
+def fake_python(path: Path, version: str = '3.12.1') -> Path:
+    return executable(path, FAKE_PYTHON.format(python=sys.executable, version=version))
 
 
-def setup(checkout, bin_folder, *arguments, version='3.12.1', pip_says=''):
+def setup(checkout, bin_folder, *arguments, pip_says=''):
     environment = {
         'PATH': f'{bin_folder}{os.pathsep}{os.environ["PATH"]}',
-        'FAKE_VERSION': version,
         'PIP_SAYS': pip_says,
     }
     return subprocess.run(
@@ -184,12 +183,12 @@ def test_setup_is_repeated_when_packages_or_place_change(checkout, bin_folder):
 
 
 def test_setup_keeps_the_python_of_venv_until_another_is_named(checkout, bin_folder):
-    other = fake_python(bin_folder / 'other')
-    setup(checkout, bin_folder, str(other), version='3.12.1')
-    fake_python(bin_folder / 'python3.13')
-    setup(checkout, bin_folder, version='3.12.1')
+    fake_python(bin_folder / 'other', '3.12.1')
+    setup(checkout, bin_folder, 'other')
+    fake_python(bin_folder / 'python3.13', '3.13.0')
+    setup(checkout, bin_folder)
     assert installs(checkout) == 1
-    setup(checkout, bin_folder, 'python3.13', version='3.13.0')
+    setup(checkout, bin_folder, 'python3.13')
     assert installs(checkout) == 2
 
 
