@@ -60,11 +60,8 @@ def main(workdir: Path) -> int:
         console.print(_table(findings))
     else:
         for check in findings:
-            print(
-                f'{check.status:4}  {check.name}: {check.found}',
-                *filter(None, [check.cure]),
-                sep='; ',
-            )
+            line = f'{check.status:4}  {check.name}: {check.found}'
+            print(f'{line}; {check.cure}' if check.cure else line)
     return EXIT_USER_ERROR if any(check.status == 'fail' for check in findings) else EXIT_DONE
 
 
