@@ -199,7 +199,7 @@ def _random_scaling(options: Scaling, key: Array, images: Array) -> Array:
 
 
 def _random_cutout(options: Cutout, key: Array, images: Array) -> Array:
-    centres = jax.random.randint(key, (len(images), 2), 0, jnp.array(images.shape[1:3]))
+    centres = jax.random.randint(key, (len(images), 2), 0, jnp.array([images.shape[1:3]]))
     return jax.vmap(partial(cut_out, size=options.size))(images, centres)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from bigjax.errors import DataError, EnvironmentProblem, nearest
+from bigjax.data.tfds import find_builder
+from bigjax.errors import DataError, EnvironmentProblem
 
 FORMAT = 'array_record'
 
@@ -51,11 +52,7 @@ def prepare(name: str, data_dir: Path | None = None, source: Path | None = None)
     """`main`, for a builder that may do without TensorFlow."""
     root = Path(data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
     root.mkdir(parents=True, exist_ok=True)
-    try:
-        builder = tfds.builder(name, data_dir=root, file_format=FORMAT)
-    except tfds.core.DatasetNotFoundError:
-        known = nearest(name, tfds.list_builders(with_community_datasets=False))
-        raise DataError(f'TFDS knows no data set {name!r}; {known}') from None
+    builder = find_builder(name, root, file_format=FORMAT)
     with tempfile.TemporaryDirectory(dir=root, prefix='downloads-') as temporary:
         manual = local_files(builder, source, Path(temporary)) if source else None
         settings = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)

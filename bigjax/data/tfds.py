@@ -7,6 +7,7 @@ read is far slower than training wants.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,17 +82,24 @@ class DecodedOnce:
         return {role: array[indices] for role, array in self.arrays.items()}
 
 
-def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
+def find_builder(
+    name: str, data_dir: Path | str | None, **options: Any
+) -> tfds.core.DatasetBuilder:
+    """The builder of a data set, by TFDS's own code or by the files of one that is prepared.
+
+    Raises: DataError for an unknown name, config or version.
+    """
     try:
-        builder = tfds.builder(config.dataset, data_dir=config.data_dir)
+        return tfds.builder(name, data_dir=data_dir, **options)
     except tfds.core.DatasetNotFoundError:
-        known = nearest(config.dataset, tfds.list_builders(with_community_datasets=False))
-        raise DataError(
-            f'no data set {config.dataset!r}, neither known to TFDS nor prepared; {known}'
-        ) from None
+        known = nearest(name, tfds.list_builders(with_community_datasets=False))
+        raise DataError(f'no data set {name!r} is known to TFDS, or prepared; {known}') from None
     except (ValueError, AssertionError) as error:  # no such config or version
-        reason = ' '.join(str(error).split())
-        raise DataError(f'bad config.data.dataset={config.dataset!r}: {reason}') from None
+        raise DataError(f'no TFDS data set {name!r}: {" ".join(str(error).split())}') from None
+
+
+def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
+    builder = find_builder(config.dataset, config.data_dir)
     command = f'bigjax data prepare {config.dataset}'
     command += f' --data_dir={config.data_dir}' if config.data_dir else ''
     if not builder.is_prepared():
