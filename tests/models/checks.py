@@ -1,5 +1,7 @@
 """What every model promises, whatever it computes."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,11 @@ def random_variables(model, seed=0):
 
     def draw(path, leaf):
         name = path[-1].key
-        values = rng.normal(size=leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
-        positive = {'scale': 1 + 0.1 * values, 'var': 1 + values**2}
-        return jnp.asarray(positive.get(name, values), leaf.dtype)
+        values = rng.normal(size=leaf.shape)
+        if leaf.ndim > 1:  # a kernel: keep the size of activations, so that inputs show in outputs
+            values *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        others = {'scale': 1 + 0.1 * values, 'var': 1 + 0.1 * values**2, 'bias': 0.1 * values}
+        return jnp.asarray(others.get(name, values), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, model.abstract())
 
@@ -26,6 +30,17 @@ def outputs(model, variables, inputs):
     """In evaluation."""
     apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=False)[0])
     return np.asarray(apply(variables, inputs))
+
+
+def noise_sources(model, inputs):
+    """How many random draws training makes."""
+
+    def train(variables, key):
+        return model.apply(variables, inputs, train=True, rngs={'dropout': key})[0]
+
+    with mock.patch.object(jax.random, 'bernoulli', wraps=jax.random.bernoulli) as bernoulli:
+        jax.eval_shape(train, model.abstract(), jax.random.key(0))
+    return bernoulli.call_count
 
 
 def count(model):

@@ -53,6 +53,11 @@ def test_gradients_reach_all_parameters():
     checks.assert_gradients_reach_all_parameters(model, X)
 
 
+def test_dropout_is_of_what_dense_layers_read():
+    assert checks.noise_sources(build(dense=(6, 5), dropout=0.5), X) == 3
+    assert checks.noise_sources(build(dense=(6, 5)), X) == 0
+
+
 def test_batch_norm_learns_its_averages_in_training_alone():
     model = build(channels=(3,), pools=1, dense=(), norm='batch')
     variables = model.init(jax.random.key(0))

@@ -58,6 +58,20 @@ def test_gradients_reach_all_parameters(fields):
     checks.assert_gradients_reach_all_parameters(model, X)
 
 
+@pytest.mark.parametrize('norm', ['batch', 'layer'])
+def test_norm_is_of_what_a_hidden_layer_puts_out(norm):
+    model = build(2, widths=(7,), norm=norm)
+    variables = checks.random_variables(model)
+    p = checks.to_numpy(variables['params'])
+    x = np.maximum(X @ p['hidden_0']['dense']['kernel'] + p['hidden_0']['dense']['bias'], 0)
+    axis, epsilon = {'batch': (0, 1e-5), 'layer': (1, 1e-6)}[norm]
+    x = (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + epsilon)
+    x = x * p['norm_0']['scale'] + p['norm_0']['bias']
+    want = x @ p['read_out']['kernel'] + p['read_out']['bias']
+    got, _ = model.apply(variables, X, train=True)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_dropout_is_of_training_alone():
     model = build(widths=(64,), dropout=0.5)
     variables = checks.random_variables(model)
@@ -69,6 +83,7 @@ def test_dropout_is_of_training_alone():
     ]
     assert not np.allclose(noisy[0], noisy[1])
     assert not np.allclose(noisy[0], quiet)
+    assert checks.noise_sources(build(widths=(5, 4, 3), dropout=0.5), X) == 3
 
 
 def test_images_are_flattened():

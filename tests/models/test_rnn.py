@@ -99,6 +99,8 @@ def test_dropout_is_of_training_alone(inputs):
     np.testing.assert_array_equal(quiet, same)
     rngs = {'dropout': jax.random.key(0)}
     assert not np.allclose(model.apply(variables, inputs, train=True, rngs=rngs)[0], quiet)
+    sources = checks.noise_sources(build(inputs, layers=3, dropout=0.5, **fields), inputs)
+    assert sources == (4 if inputs is IDS else 3)  # embeddings, between layers, and the last's
 
 
 def test_bfloat16_is_close_and_puts_out_float32():
