@@ -28,7 +28,7 @@ def bind(
     entry = _find(table, name, f'{where}.name')
     parameters = [
         parameter
-        for parameter in inspect.signature(entry).parameters.values()
+        for parameter in inspect.signature(entry, eval_str=True).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     own = {parameter.name for parameter in parameters}

@@ -292,8 +292,10 @@ def test_muon_without_a_matrix():
 def test_an_optimizer_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / 'my_package').mkdir()
     (tmp_path / 'my_package' / 'powered.py').write_text(
+        'from __future__ import annotations\n'
         'import jax, optax\n'
-        'def build(parts, *, power: int = 3):\n'
+        'from bigjax.schema import PositiveInt\n'
+        'def build(parts, *, power: PositiveInt = 3):\n'
         '    def raised(grads, params):\n'
         '        return jax.tree.map(lambda g: g**power, grads)\n'
         '    return optax.chain(optax.stateless(raised), parts.decay, parts.rate)\n'
