@@ -15,6 +15,7 @@ from flax.core import meta
 from jax.sharding import PartitionSpec
 
 from bigjax.nn.initializers import Initializer
+from bigjax.sharding.rules import in_use
 
 
 class Named(struct.PyTreeNode, meta.AxisMetadata):
@@ -47,12 +48,16 @@ def param(
     init: Initializer,
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """A float32 parameter of `module` whose axes are named `axes`, one name a dimension."""
+    """A float32 parameter of `module` whose axes are named `axes`, one name a dimension.
+
+    Returns its value in `dtype`, gathered over fsdp: the form in which a layer computes with it.
+    """
     if len(axes) != len(shape):
         raise ValueError(f'{module.name}/{name}: {len(shape)} dimensions, {len(axes)} axis names')
     value: Any = module.param(name, lambda rng: Named(init(rng, shape, jnp.float32), axes))
-    return value
+    return in_use(value.astype(dtype), axes)
 
 
 def unbox(variables: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +28,11 @@ PARAMETER_RULES: Rules = {
     'kernel_width': (),
     'norm': (),
 }
+
+IN_USE_RULES: Rules = {
+    name: tuple(axis for axis in axes if axis != 'fsdp') for name, axes in PARAMETER_RULES.items()
+}
+"""Parameters as layers compute with them: gathered over fsdp."""
 
 ACTIVATION_RULES: Rules = {
     'batch': ('data', 'fsdp'),
@@ -82,11 +88,54 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[s
     return trees.map_with_name(sharding, shapes, axes), notes
 
 
+def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """A parameter as a layer computes with it: whole over fsdp, still split over tensor.
+
+    The gather is spelled out because the compiler's own choice is not to be trusted: with weights
+    split over fsdp and tensor at once, XLA (jax 0.10.2 to 0.12.0, either partitioner) computes a
+    wrong gradient for a three-layer perceptron on a 2x2x2 mesh; `tests/sharding/test_rules.py` has
+    it. Outside `jax.set_mesh`, or on one device, nothing is done.
+    """
+    if _mesh_size() == 1:
+        return parameter
+    return _gathered(parameter, names)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    return _placed(parameter, names, IN_USE_RULES)
+
+
+def _gathered_forward(
+    parameter: jax.Array, names: tuple[str | None, ...]
+) -> tuple[jax.Array, None]:
+    return _gathered(parameter, names), None
+
+
+def _gathered_backward(
+    names: tuple[str | None, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    # asked for in the parameter's own layout, so that it can be reduce-scattered
+    return (_placed(gradient, names, PARAMETER_RULES),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
 def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Tells the compiler how an activation lies on the mesh; outside `jax.set_mesh` it does
-    nothing."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    if math.prod(sizes.values()) == 1:
+    """Tells the compiler how an activation lies on the mesh; outside `jax.set_mesh` it does nothing.
+
+    Raises: ConfigError on a name that has no rule.
+    """
+    if _mesh_size() == 1:
         return x
-    found, _ = spec(names, x.shape, sizes, ACTIVATION_RULES)
+    return _placed(x, names, ACTIVATION_RULES)
+
+
+def _mesh_size() -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape.values())
+
+
+def _placed(x: jax.Array, names: tuple[str | None, ...], rules: Rules) -> jax.Array:
+    found, _ = spec(names, x.shape, jax.sharding.get_abstract_mesh().shape, rules)
     return jax.lax.with_sharding_constraint(x, found)

@@ -1,12 +1,13 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from bigjax.config import MeshConfig
 from bigjax.errors import ConfigError
 from bigjax.sharding import rules
-from bigjax.sharding.mesh import make_mesh
+from bigjax.sharding.mesh import batch_sharding, make_mesh
 
 SIZES = {'data': 2, 'fsdp': 2, 'tensor': 2}
 
@@ -51,6 +52,30 @@ def test_constrain_places_activations_inside_a_mesh_only():
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=2))):
         placed = jax.jit(lambda x: rules.constrain(x, ('batch', 'mlp')))(x)
     assert placed.sharding.shard_shape(x.shape) == (2, 2)
+
+
+def test_gradients_of_weights_split_two_ways_are_right():
+    """Without `in_use` the gradient of `a` is off by 85 % (jax 0.10.2 and 0.12.0, CPU)."""
+    rng = np.random.default_rng(0)
+    names = {'a': ('input', 'mlp'), 'b': ('embed', 'mlp'), 'c': ('embed', 'output')}
+    shapes = {'a': (8, 16), 'b': (16, 32), 'c': (32, 4)}
+    weights = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    x = rng.normal(size=(16, 8)).astype(np.float32)
+
+    def loss(weights, x):
+        a, b, c = (rules.in_use(weights[key], names[key]) for key in 'abc')
+        return jnp.sum((jax.nn.relu(jax.nn.relu(x @ a) @ b) @ c) ** 2)
+
+    expected = jax.jit(jax.grad(loss))(weights, x)
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    axes = {key: P(*value) for key, value in names.items()}
+    shardings, _ = rules.parameter_shardings(axes, weights, mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put((weights, x), (shardings, batch_sharding(mesh)))
+        found = jax.jit(jax.grad(loss), out_shardings=shardings)(*placed)
+    for key in weights:
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-3)
+        assert found[key].sharding.is_equivalent_to(shardings[key], 2)
 
 
 def test_every_axis_of_every_parameter_rule_is_of_the_mesh():

@@ -1,0 +1,103 @@
+"""The same losses on every mesh, and parameters that are really split."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.data import batches
+from bigjax.sharding.mesh import replicated
+from bigjax.train.build import Run, build
+from bigjax.train.step import train_step
+from tests.train.tiny import blobs, images, sentences, tiny_config
+
+MESHES = {'1x1x1': None, '8x1x1': (8, 1, 1), '1x8x1': (1, 8, 1), '2x2x2': (2, 2, 2)}
+LM = {'task': {'name': 'language_model'}}
+
+MODELS = {
+    'mlp': (blobs, {'name': 'mlp', 'widths': (16, 32), 'norm': 'layer'}, {}),
+    'cnn': (
+        images,
+        {'name': 'cnn', 'channels': (8, 16), 'pools': 1, 'dense': (16,), 'norm': 'batch'},
+        {},
+    ),
+    'resnet': (images, {'name': 'resnet', 'depth': 18, 'stem': 'cifar', 'width': 8}, {}),
+    'lstm': (
+        sentences,
+        {'name': 'rnn', 'cell': 'lstm', 'width': 16, 'vocab_size': 16, 'head': 'all'},
+        LM,
+    ),
+}
+
+
+def losses(run: Run, splits, steps: int = 3) -> tuple[list[float], Run]:
+    """The losses of the first steps, all on the run's mesh."""
+    step = jax.jit(
+        partial(train_step, run.recipe),
+        donate_argnums=0,
+        out_shardings=(run.shardings, replicated(run.mesh)),
+    )
+    found = []
+    with jax.set_mesh(run.mesh):
+        state = run.init()
+        for index in range(steps):
+            batch = batches.train_batch(splits.sources['train'], 0, index, 16, slice(0, 16))
+            state, logged = step(state, batches.to_device(batch, run.batch_sharding, 16))
+            found.append(float(logged['loss']))
+    return found, state
+
+
+def one_device(monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr('bigjax.sharding.mesh.jax.devices', lambda: first)
+
+
+SLOW = ('resnet',)  # a minute of compiling a mesh
+
+
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS],
+)
+def test_every_mesh_gives_the_same_losses(name, monkeypatch):
+    make, model, values = MODELS[name]
+    splits = make()
+    found = {}
+    for mesh, sizes in MESHES.items():
+        with monkeypatch.context() as patch:
+            config = tiny_config(model=model, **values)
+            if sizes is None:
+                one_device(patch)
+            else:
+                axes = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
+                config = tiny_config(model=model, mesh=axes, **values)
+            run = build(config, splits)
+            assert run.mesh.size == (1 if sizes is None else 8)
+            found[mesh], state = losses(run, splits)
+        if mesh != '1x1x1':
+            assert_split(run, state, mesh)
+    for mesh in MESHES:
+        np.testing.assert_allclose(found[mesh], found['1x1x1'], rtol=2e-5, err_msg=mesh)
+    assert found['1x1x1'][0] != found['1x1x1'][-1]
+
+
+def assert_split(run: Run, state, mesh: str) -> None:
+    """Each leaf lies as planned, moments with their parameters; matrices of the width are split."""
+    planned = jax.tree.leaves(run.shardings)
+    for leaf, sharding in zip(jax.tree.leaves(state), planned, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    split = [
+        leaf
+        for leaf in jax.tree.leaves(state.params)
+        if leaf.addressable_shards[0].data.size < leaf.size
+    ]
+    largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+    part = largest.addressable_shards[0].data.size / largest.size
+    assert part == {'8x1x1': 1, '1x8x1': 1 / 8, '2x2x2': 1 / 4}[mesh]
+    moments = [
+        leaf
+        for leaf in jax.tree.leaves(state.optimizer)
+        if leaf.addressable_shards[0].data.size < leaf.size
+    ]
+    assert len(moments) == 2 * len(split)  # adamw keeps two of each
