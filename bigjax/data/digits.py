@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from bigjax.data.core import ArraySource, Dataset, DataSpec, Source, Transform, everything
+from bigjax.data import images
+from bigjax.data.core import ArraySource, Dataset
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,6 @@ class Config:
 def load(config: Config) -> Dataset:
     """Inputs float32 [8, 8, 1] in [0, 1]; targets are class ids."""
     data = load_digits()
-    inputs = (data.images / 16).astype(np.float32)[..., None]
+    inputs = (data.images / 16).astype(np.float32)[..., np.newaxis]
     rows = {'inputs': inputs, 'targets': data.target.astype(np.int32)}
-    return Dataset(
-        {'train': ArraySource(rows)}, _prepare, labels=lambda source: everything(source)['targets']
-    )
-
-
-def _prepare(train: Source) -> tuple[DataSpec, Transform]:
-    spec = DataSpec(
-        inputs=jax.ShapeDtypeStruct((8, 8, 1), np.float32),
-        targets=jax.ShapeDtypeStruct((), np.int32),
-        num_classes=10,
-        class_names=tuple('0123456789'),
-    )
-    return spec, lambda rows: rows
+    return images.dataset({'train': ArraySource(rows)}, 10, tuple('0123456789'))
