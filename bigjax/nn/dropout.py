@@ -28,10 +28,16 @@ class StochasticDepth(nn.Module):
     def __call__(self, branch: jax.Array, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return branch
-        one_a_sample = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        return _drop(self.make_rng('dropout'), branch, one_a_sample, self.rate)
+        return drop_samples(self.make_rng('dropout'), branch, self.rate)
 
 
-def _drop(rng: jax.Array, x: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
+def drop_samples(rng: jax.Array, branch: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """What StochasticDepth does, at a rate that may be an array, as in a scan over layers."""
+    return _drop(rng, branch, (branch.shape[0],) + (1,) * (branch.ndim - 1), rate)
+
+
+def _drop(
+    rng: jax.Array, x: jax.Array, shape: tuple[int, ...], rate: float | jax.Array
+) -> jax.Array:
     kept = jax.random.bernoulli(rng, 1 - rate, shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

@@ -26,6 +26,7 @@ class LayerNorm(nn.Module):
     """Zero mean and unit variance over the last axis (Ba et al. 2016, equation 4)."""
 
     epsilon: float = 1e-6
+    use_bias: bool = True
     scale_init: Initializer = initializers.ones
     dtype: Any = jnp.float32
 
@@ -34,8 +35,8 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * lax.rsqrt(variance + self.epsilon)
-        return (y * _scale(self, y) + _bias(self, y)).astype(self.dtype)
+        y = centred * lax.rsqrt(variance + self.epsilon) * _scale(self, x)
+        return (y + _bias(self, y) if self.use_bias else y).astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
