@@ -74,7 +74,7 @@ class Horizon:
     total_steps: int | None = None
 
     def steps(self, duration: Duration) -> int:
-        """`duration` in steps, rounded to the nearest, and at least 1 unless it is 0."""
+        """`duration` in steps, rounded to the nearest; but for percentages at least 1 unless 0."""
         per_step: float
         if duration.unit == 'steps':
             return int(duration.amount)

@@ -32,7 +32,7 @@ def labels_by_pattern(tree: Any, patterns: Sequence[str], where: str) -> Any:
 
     Raises: ConfigError if a leaf matches none, or a pattern is the first match of no leaf.
     """
-    compiled = [re.compile(pattern) for pattern in patterns]
+    compiled = [compile_pattern(pattern, where) for pattern in patterns]
     used: set[int] = set()
 
     def label(name: str, _: Any) -> int:
@@ -52,6 +52,16 @@ def labels_by_pattern(tree: Any, patterns: Sequence[str], where: str) -> Any:
             f'{where}: pattern {idle[0]!r} picks no parameter; names: ' + ', '.join(names(tree)[:8])
         )
     return labels
+
+
+def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
+    """A regular expression from a config. Raises: ConfigError."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f'bad value for {where}: {pattern!r} is no regular expression ({error})'
+        ) from None
 
 
 def count(tree: Any) -> int:

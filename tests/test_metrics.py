@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.calibration
 import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,7 +226,8 @@ def test_every_metric_agrees_with_its_oracle(kind, weighted):
 def test_the_tests_name_every_metric():
     for kind, (_, groups) in metrics.KINDS.items():
         known = {name for group in groups.values() for name in group.formulas}
-        untested = known - set(NAMES[kind]) - {f'top_{k}' for k in range(101)}
+        elsewhere = {'calibration_curve', *(f'top_{k}' for k in range(101))}
+        untested = known - set(NAMES[kind]) - elsewhere
         assert not untested, kind
 
 
@@ -410,6 +412,20 @@ def test_certainty_has_a_calibration_bin():
     arrays = (logits, np.array([1, 0, 0, 0], np.int32), np.ones(4, np.float32))
     values = evaluate(('calibration_error',), 'binary', arrays, bounds=())
     assert values == {'calibration_error': 0.25}
+
+
+def test_calibration_curve():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=200).astype(np.float32)
+    targets = rng.integers(2, size=200).astype(np.int32)
+    arrays = (logits, targets, np.ones(200, np.float32))
+    bounds = range(20, 200, 20)
+    curve = evaluate(('calibration_curve',), 'binary', arrays, bounds)['calibration_curve']
+    confidence, outcome, weight = curve[:, curve[2] > 0]
+    expected = sklearn.calibration.calibration_curve(targets, expit(logits), n_bins=15)
+    np.testing.assert_allclose(outcome, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(confidence, expected[1], rtol=1e-6)
+    assert weight.sum() == 200
 
 
 def test_equal_logits_rank_the_lower_class_first():

@@ -22,5 +22,7 @@ def test_the_first_pattern_wins():
 def test_patterns_must_cover_and_pick():
     with pytest.raises(ConfigError, match="here: no pattern matches parameter 'head/0'"):
         trees.labels_by_pattern(TREE, ('block',), 'here')
+    with pytest.raises(ConfigError, match=r"here: '\(' is no regular expression"):
+        trees.labels_by_pattern(TREE, ('(',), 'here')
     with pytest.raises(ConfigError, match="pattern 'krenel' picks no parameter; names: block_0"):
         trees.labels_by_pattern(TREE, ('krenel', '.*'), 'here')

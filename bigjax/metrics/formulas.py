@@ -28,6 +28,12 @@ def bits_per_byte(total: PyTree) -> Any:
     return ratio(total['nats'], total['bytes']) / np.log(2)
 
 
+def calibration_curve(bins: np.ndarray) -> np.ndarray:
+    """Mean confidence, mean outcome and weight of each bin, all labels together: [3, bins]."""
+    weight, confidence, outcome = np.moveaxis(bins.reshape(-1, *bins.shape[-2:]).sum(0), -1, 0)
+    return np.stack([ratio(confidence, weight), ratio(outcome, weight), weight])
+
+
 def calibration_error(bins: np.ndarray) -> Any:
     """Expected |frequency - confidence| of a bin (Guo et al. 2017, eq. 3), averaged over labels."""
     weight, confidence, outcome = np.moveaxis(bins, -1, 0)

@@ -137,7 +137,10 @@ def _ranking_group(**formulas: Formula) -> MetricGroup:
     return MetricGroup(s.scored_rows, formulas, prepare=f.rankings, gather=True)
 
 
-_CALIBRATION: dict[str, Formula] = {'calibration_error': f.calibration_error}
+_CALIBRATION: dict[str, Formula] = {
+    'calibration_error': f.calibration_error,
+    'calibration_curve': f.calibration_curve,
+}
 _TOP_K: dict[str, Formula] = {
     'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)
 }

@@ -123,7 +123,7 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """Tells the compiler how an activation lies on the mesh; outside `jax.set_mesh` it does nothing.
+    """Tells the compiler how an activation lies on the mesh; without `jax.set_mesh`, nothing.
 
     Raises: ConfigError on a name that has no rule.
     """

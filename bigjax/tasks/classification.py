@@ -16,9 +16,9 @@ from bigjax.tasks.core import Apply, Losses, Task
 Kind = Literal['binary', 'multiclass', 'multilabel']
 
 DEFAULT_METRICS = {
-    'binary': ('accuracy', 'precision', 'recall', 'f1', 'auc', 'average_precision', 'log_loss'),
-    'multiclass': ('accuracy', 'f1_macro', 'log_loss'),
-    'multilabel': ('subset_accuracy', 'label_accuracy', 'f1_micro', 'f1_macro', 'auc', 'log_loss'),
+    'binary': ('accuracy', 'precision', 'recall', 'f1', 'auc', 'average_precision'),
+    'multiclass': ('accuracy', 'f1_macro'),
+    'multilabel': ('subset_accuracy', 'label_accuracy', 'f1_micro', 'f1_macro', 'auc'),
 }
 
 

@@ -1,7 +1,9 @@
 """From a config to everything a run needs, on abstract shapes: nothing is materialised here."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +61,17 @@ class Run:
         """A fresh state, each leaf made where it belongs."""
         make = partial(states.init, self.recipe.model, self.recipe.optimizer, _has_ema(self.config))
         return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+
+    def restart(self, state: TrainState, params: Any) -> TrainState:
+        """`state` as if `params` had been its initial ones; some optimizers remember those."""
+
+        def make(params: Any) -> tuple[Any, Any]:
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            return self.recipe.optimizer.init(params), ema
+
+        places = (self.shardings.optimizer, self.shardings.ema)
+        optimizer, ema = jax.jit(make, out_shardings=places)(params)
+        return dataclasses.replace(state, params=params, optimizer=optimizer, ema=ema)
 
 
 def build(config: Config, splits: Splits | None = None) -> Run:

@@ -1,7 +1,6 @@
 """Checkpoints: the whole state with Orbax, asynchronous, sharded, readable on any mesh."""
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -111,7 +110,7 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
     with open_checkpoints(workdir, CheckpointConfig()) as checkpoints:
         step = pick(checkpoints, config.checkpoint, None)
         saved = _saved_shapes(checkpoints, step)
-        wanted = re.compile(config.leaves)
+        wanted = trees.compile_pattern(config.leaves, 'config.init_from.leaves')
         skipped: list[str] = []
 
         def choose(name: str, leaf: jax.Array) -> Any:

@@ -59,7 +59,21 @@ def scalars(values: dict[str, Any], split: str) -> dict[str, float]:
 
 def curves(values: dict[str, Any]) -> dict[str, Any]:
     """The arrays among them (confusion matrix, ROC curve, values per class) as plain lists."""
-    return {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
+    arrays = {name: np.asarray(value) for name, value in values.items() if np.ndim(value)}
+    plain = {name: array.tolist() for name, array in arrays.items()}
+    if 'roc_curve' in arrays:
+        false_rate, true_rate, _ = arrays['roc_curve']  # thresholds begin at infinity: not JSON
+        plain['roc_curve'] = {'fpr': false_rate.tolist(), 'tpr': true_rate.tolist()}
+    if 'calibration_curve' in arrays:
+        names = ('confidence', 'accuracy', 'count')
+        rows = np.nan_to_num(arrays['calibration_curve']).tolist()  # empty bins have no mean
+        plain['calibration_curve'] = dict(zip(names, rows, strict=True))
+    return plain
+
+
+def class_ids(targets: np.ndarray) -> np.ndarray:
+    """Class ids [B] of ids [B] or one-hot rows [B, C]."""
+    return targets.argmax(-1) if targets.ndim > 1 else targets
 
 
 def samples(

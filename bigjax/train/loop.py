@@ -250,9 +250,7 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | 
         return state, there[-1]
     state = run.init()
     if run.config.init_from is not None:
-        params, _ = checkpoint.init_params(run.config.init_from, state.params)
-        ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, params)
-        state = TrainState(**{**vars(state), 'params': params, 'ema': ema})
+        state = run.restart(state, checkpoint.init_params(run.config.init_from, state.params)[0])
     return state, None
 
 
@@ -274,8 +272,9 @@ def _conclude(
 ) -> dict[str, float]:
     """Evaluates val and test in full, on the best checkpoint if one is kept, else the last."""
     checkpoints.wait()
+    started = time.perf_counter()
     best = run.config.checkpoint.best
-    step = int(state.step)
+    last = step = int(state.step)
     if best is not None:
         step = checkpoint.pick(checkpoints, 'best', best)
         state = checkpoint.restore(checkpoints, step, run.abstract)
@@ -284,10 +283,14 @@ def _conclude(
         if split in run.splits.sources:
             results |= outcome.report_split(run, state.eval_variables, split, step, workdir)
     test = {name: value for name, value in results.items() if name.startswith('test/')}
-    if test:
-        writer.metrics(int(state.step), test)
-    writer.event('done', int(state.step))
+    if test and not _is_tested(workdir):  # a finished run that is run again
+        writer.metrics(last, test)
+    writer.event('done', last, seconds=time.perf_counter() - started)
     return results
+
+
+def _is_tested(workdir: Path) -> bool:
+    return any('test/loss' in row for row in read_metrics(workdir))
 
 
 def _history(workdir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -24,11 +24,18 @@ from bigjax.train.writers import replace_file
 
 FOLDER = 'evaluation'
 NUM_SAMPLES = 24
+MAX_PREDICTED = 2048
 MAX_CLASSES_SHOWN = 100
 
 CURVES = {
-    'binary': ('confusion_matrix', 'roc_curve'),
-    'multiclass': ('confusion_matrix', 'precision_per_class', 'recall_per_class', 'f1_per_class'),
+    'binary': ('confusion_matrix', 'roc_curve', 'calibration_curve'),
+    'multiclass': (
+        'confusion_matrix',
+        'precision_per_class',
+        'recall_per_class',
+        'f1_per_class',
+        'calibration_curve',
+    ),
     'multilabel': ('precision_per_class', 'recall_per_class', 'f1_per_class'),
 }
 
@@ -75,28 +82,39 @@ def report_split(
 
 
 def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
-    decode, spec = run.splits.decode, run.splits.spec
-    rows = source[np.arange(min(NUM_SAMPLES, len(source), run.eval_batch_size))]
-    if run.recipe.task.kind == 'language_model':
+    """The most confident mistakes, then as many of the first rows as there is room for."""
+    task, decode, spec = run.recipe.task, run.splits.decode, run.splits.spec
+    if task.kind == 'language_model':
+        rows = source[np.arange(min(NUM_SAMPLES, len(source)))]
         return continuations(run.recipe.model, variables, rows, decode)
-    predictions = _predict(run, variables, source, 0)
-    return evaluate.samples(run.recipe.task.kind, spec, rows, predictions, decode)
+    predictions = _predictions(run, variables, source)
+    chosen = np.arange(len(predictions))
+    if task.kind in ('binary', 'multiclass'):
+        wrong = predictions.argmax(-1) != evaluate.class_ids(source[chosen]['targets'])
+        confidence = predictions.max(-1)
+        mistakes = np.flatnonzero(wrong)[np.argsort(-confidence[wrong], kind='stable')]
+        chosen = np.append(mistakes[: NUM_SAMPLES // 2], np.flatnonzero(~wrong))
+    chosen = chosen[:NUM_SAMPLES]
+    return evaluate.samples(task.kind, spec, source[chosen], predictions[chosen], decode)
 
 
 def _predicted_and_actual(run: Run, variables: Any, source: Source) -> dict[str, Any]:
-    count = min(len(source), 2000, run.eval_batch_size)
-    predicted = _predict(run, variables, source, 0)[:count]
-    actual = source[np.arange(count)]['targets']
+    predicted = _predictions(run, variables, source)
+    actual = source[np.arange(len(predicted))]['targets']
     return {'predicted': np.ravel(predicted).tolist(), 'actual': np.ravel(actual).tolist()}
 
 
-def _predict(run: Run, variables: Any, source: Source, index: int) -> np.ndarray:
-    """Predictions for evaluation batch `index`, whole on every process."""
+def _predictions(run: Run, variables: Any, source: Source) -> np.ndarray:
+    """What the task says of the first rows, at most MAX_PREDICTED, whole on every process."""
     size, sharding = run.eval_batch_size, run.batch_sharding
     rows = process_rows(sharding, size)
-    batch = batches.to_device(batches.eval_batch(source, index, size, rows), sharding, size)
+    count = min(len(source), MAX_PREDICTED)
     predict = jax.jit(partial(predict_step, run.recipe), out_shardings=replicated(run.mesh))
-    return np.asarray(predict(variables, batch))
+    found = []
+    for index in range(-(-count // size)):
+        batch = batches.eval_batch(source, index, size, rows)
+        found.append(np.asarray(predict(variables, batches.to_device(batch, sharding, size))))
+    return np.concatenate(found)[:count]
 
 
 def evaluate_run(

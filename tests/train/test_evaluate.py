@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,25 @@ def test_samples_are_readable():
     assert (sample['target'], sample['prediction']) == ('1.235', '2')
     (sample,) = evaluate.samples('binary', spec, rows, np.array([[0.9, 0.1]]), lambda row: 'words')
     assert sample['input'] == {'kind': 'text', 'text': 'words'}
+
+
+def test_the_report_gets_strict_json_curves():
+    roc = np.array([[0.0, 1.0], [0.0, 1.0], [np.inf, 0.5]])
+    bins = np.array([[0.1, np.nan], [0.2, np.nan], [5, 0]])
+    plain = evaluate.curves({'roc_curve': roc, 'calibration_curve': bins})
+    assert json.loads(json.dumps(plain, allow_nan=False)) == {
+        'roc_curve': {'fpr': [0, 1], 'tpr': [0, 1]},
+        'calibration_curve': {'confidence': [0.1, 0], 'accuracy': [0.2, 0], 'count': [5, 0]},
+    }
+
+
+def test_the_worst_mistakes_are_shown_first(tmp_path):
+    run = build(tiny_config(), blobs())
+    outcome.report_split(run, run.init().eval_variables, 'test', 0, tmp_path)
+    shown = json.loads((tmp_path / 'evaluation' / 'test.json').read_text())['samples']
+    wrong = [sample['prediction'] != sample['target'] for sample in shown]
+    scores = [sample['score'] for sample, miss in zip(shown, wrong, strict=True) if miss]
+    assert len(shown) == 24
+    assert sorted(wrong, reverse=True) == wrong
+    assert 0 < len(scores) <= 12
+    assert sorted(scores, reverse=True) == scores

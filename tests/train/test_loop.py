@@ -50,7 +50,7 @@ def test_a_whole_run(tmp_path):
         assert checkpoint.steps(checkpoints) == [3, 6]
     outcome = json.loads((tmp_path / 'evaluation' / 'test.json').read_text())
     assert np.sum(outcome['curves']['confusion_matrix']) == 18
-    assert len(outcome['samples']) == 16
+    assert len(outcome['samples']) == 18
     for name in ('config.json', 'env.json', 'metrics.jsonl', 'events.jsonl', 'log.txt'):
         assert (tmp_path / name).stat().st_size > 0
 
