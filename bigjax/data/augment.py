@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
 
 from bigjax import schema
 from bigjax.data.core import Batch, DataSpec
@@ -129,7 +128,8 @@ def _step(name: str, options: Any, spec: DataSpec) -> Callable[[Array, Batch], B
     return partial(vary, schema.build(options_class, options, f'{WHERE}.{name}'), spec)
 
 
-# Geometry: one image [H, W, C] varied by given parameters.
+# Geometry: one image [H, W, C] varied by given parameters. XLA fuses an image's computation into
+# those that read it, once a reading, so each pixel is read by few: no select between two images.
 
 
 def crop(image: Array, corner: Array, padding: int) -> Array:
@@ -138,29 +138,49 @@ def crop(image: Array, corner: Array, padding: int) -> Array:
     return jax.lax.dynamic_slice(bordered, (corner[0], corner[1], 0), image.shape)
 
 
+def flip(image: Array, flipped: Array) -> Array:
+    """Left and right exchanged where `flipped`, a bool, says so."""
+    columns = jnp.arange(image.shape[1])
+    columns = jnp.where(flipped, image.shape[1] - 1 - columns, columns)
+    return image.at[:, columns].get(mode='promise_in_bounds')
+
+
 def rotate(image: Array, degrees: Array) -> Array:
     """Counterclockwise about the centre, bilinear."""
+    height, width, _ = image.shape
     angle = degrees * (math.pi / 180)
-    return _linear(image, ((jnp.cos(angle), jnp.sin(angle)), (-jnp.sin(angle), jnp.cos(angle))))
+    # From the centre. No matrix product: on a TPU it would round positions to bfloat16.
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
+    rows = jnp.cos(angle) * y + jnp.sin(angle) * x + (height - 1) / 2
+    columns = jnp.cos(angle) * x - jnp.sin(angle) * y + (width - 1) / 2
+    return _read_between(image, rows, columns)
+
+
+def _read_between(image: Array, rows: Array, columns: Array) -> Array:
+    """The image at fractional positions, bilinear between the four pixels around each."""
+    height, width, _ = image.shape
+    bordered = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+    rows, columns = jnp.clip(rows + 1, 0, height + 1), jnp.clip(columns + 1, 0, width + 1)
+    top = jnp.minimum(jnp.floor(rows), height).astype(jnp.int32)
+    left = jnp.minimum(jnp.floor(columns), width).astype(jnp.int32)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+
+    def pixels(y: Array, x: Array) -> Array:
+        return bordered.at[y, x].get(mode='promise_in_bounds')
+
+    above = (1 - right) * pixels(top, left) + right * pixels(top, left + 1)
+    below = (1 - right) * pixels(top + 1, left) + right * pixels(top + 1, left + 1)
+    return (1 - down) * above + down * below
 
 
 def scale(image: Array, factor: Array) -> Array:
     """About the centre, bilinear; a factor above 1 enlarges."""
-    return _linear(image, ((1 / factor, 0.0), (0.0, 1 / factor)))
-
-
-def _linear(image: Array, matrix: tuple) -> Array:
-    """Each pixel is read at `matrix` times its position from the centre.
-
-    Written out, because a matrix product on a TPU would round the positions to bfloat16.
-    """
-    height, width, _ = image.shape
-    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
-    (yy, yx), (xy, xx) = matrix
-    positions = [yy * y + yx * x + (height - 1) / 2, xy * y + xx * x + (width - 1) / 2]
-    read_channel = partial(map_coordinates, order=1, mode='constant')
-    return jax.vmap(read_channel, in_axes=(2, None), out_axes=2)(image, positions)
+    centre = jnp.array(image.shape[:2], jnp.float32) / 2
+    factors, translation = jnp.stack([factor, factor]), centre * (1 - factor)
+    return jax.image.scale_and_translate(
+        image, image.shape, (0, 1), factors, translation, 'linear', antialias=False
+    )
 
 
 def cut_out(image: Array, centre: Array, size: int) -> Array:
@@ -181,15 +201,13 @@ def _random_crop(options: Crop, key: Array, images: Array) -> Array:
 
 
 def _random_flip(options: Flip, key: Array, images: Array) -> Array:
-    flipped = jax.random.bernoulli(key, options.probability, (len(images), 1, 1, 1))
-    return jnp.where(flipped, images[:, :, ::-1], images)
+    return jax.vmap(flip)(images, jax.random.bernoulli(key, options.probability, (len(images),)))
 
 
 def _random_rotation(options: Rotation, key: Array, images: Array) -> Array:
     limit = options.degrees
-    return jax.vmap(rotate)(
-        images, jax.random.uniform(key, (len(images),), minval=-limit, maxval=limit)
-    )
+    angles = jax.random.uniform(key, (len(images),), minval=-limit, maxval=limit)
+    return jax.vmap(rotate)(images, angles)
 
 
 def _random_scaling(options: Scaling, key: Array, images: Array) -> Array:
