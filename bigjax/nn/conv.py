@@ -38,19 +38,20 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         axes = ('kernel_height', 'kernel_width', *self.axes)
-        kernel = param(self, 'kernel', self.kernel_init, shape, axes)
+        kernel = param(self, 'kernel', self.kernel_init, shape, axes, self.dtype)
         side = (self.kernel - 1) // 2 if self.padding is None else self.padding
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=[(side, side), (side, side)],
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
         if not self.use_bias:
             return y
-        bias = param(self, 'bias', initializers.zeros, (self.features,), self.axes[1:])
-        return y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+        width = (self.features,)
+        bias = param(self, 'bias', initializers.zeros, width, self.axes[1:], self.dtype)
+        return y + lax.broadcast_to_rank(bias, y.ndim)
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:

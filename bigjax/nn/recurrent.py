@@ -72,9 +72,8 @@ class Recurrent(nn.Module):
         step, gates, arrays = CELLS[self.cell]
         width = gates * self.features
         z = Dense(width, self.axes, dtype=self.dtype, name='input')(x)
-        shape = (self.features, width)
-        u = param(self, 'kernel', initializers.orthogonal(), shape, ('embed', 'mlp'))
-        u = u.astype(self.dtype)
+        shape, axes = (self.features, width), ('embed', 'mlp')
+        u = param(self, 'kernel', initializers.orthogonal(), shape, axes, self.dtype)
 
         def masked_step(state: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
             z, valid = inputs

@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.config import MeshConfig
+from bigjax.sharding import rules
+from bigjax.sharding.mesh import batch_sharding, make_mesh
+
 
 def random_variables(model, seed=0):
     """Random values in every leaf, so that a bias or a running average that is left out shows."""
@@ -56,24 +60,45 @@ def assert_axes_are_named(model):
     jax.tree.map(lambda *_: None, model.abstract(), model.axes)  # the same structure throughout
 
 
-def assert_gradients_reach_all_parameters(model, inputs):
-    """In training, with float32 outputs and finite gradients."""
-    variables = random_variables(model)
+def gradients(model, variables, inputs):
+    """Of a sum of squares in training, by parameter; outputs must be float32."""
+    rest = {name: tree for name, tree in variables.items() if name != 'params'}
 
     @jax.jit
-    def gradients(params, rest, inputs):
+    def compute(params, rest, inputs):
         def loss(params):
             rngs = {'dropout': jax.random.key(1)}
             y, changed = model.apply({'params': params, **rest}, inputs, train=True, rngs=rngs)
             assert y.dtype == jnp.float32
             assert changed.keys() == rest.keys()
-            return jnp.square(y).sum()
+            return jnp.square(y).mean()
 
         return jax.grad(loss)(params)
 
-    rest = {name: tree for name, tree in variables.items() if name != 'params'}
-    found = gradients(variables['params'], rest, inputs)
+    return compute(variables['params'], rest, inputs)
+
+
+def assert_gradients_reach_all_parameters(model, inputs):
+    found = gradients(model, random_variables(model), inputs)
     for path, gradient in jax.tree_util.tree_leaves_with_path(found):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 0, name
+
+
+def assert_gradients_survive_sharding(model, inputs):
+    """A 2x2x2 mesh gives the gradients of one device, and does split parameters over it."""
+    variables = random_variables(model)
+    want = gradients(model, variables, inputs)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shardings, _ = rules.parameter_shardings(model.axes, model.abstract(), mesh)
+    assert any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(variables, shardings)
+        got = gradients(model, sharded, jax.device_put(inputs, batch_sharding(mesh)))
+
+    def check(path, got, want):
+        error, name = np.abs(got - want).max(), jax.tree_util.keystr(path)
+        assert error <= 1e-4 * np.abs(want).max(), name
+
+    jax.tree_util.tree_map_with_path(check, *jax.device_get((got, want)))

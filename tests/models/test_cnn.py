@@ -53,6 +53,12 @@ def test_gradients_reach_all_parameters():
     checks.assert_gradients_reach_all_parameters(model, X)
 
 
+def test_gradients_survive_sharding():
+    """Two pixels a side are left for the last convolution: fewer than its kernel."""
+    model = build(channels=(8, 8, 8), dense=(8,))
+    checks.assert_gradients_survive_sharding(model, np.tile(X, (4, 1, 1, 1)))
+
+
 def test_dropout_is_of_what_dense_layers_read():
     assert checks.noise_sources(build(dense=(6, 5), dropout=0.5), X) == 3
     assert checks.noise_sources(build(dense=(6, 5)), X) == 0

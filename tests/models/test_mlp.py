@@ -86,6 +86,11 @@ def test_dropout_is_of_training_alone():
     assert checks.noise_sources(build(widths=(5, 4, 3), dropout=0.5), X) == 3
 
 
+def test_gradients_survive_sharding():
+    model = build(2, widths=(8, 8), activation='swiglu', norm='batch')
+    checks.assert_gradients_survive_sharding(model, np.tile(X, (4, 1)))
+
+
 def test_images_are_flattened():
     images = np.zeros((2, 4, 5, 3), np.float32)
     assert build(inputs=images).abstract()['params']['hidden_0']['dense']['kernel'].shape[0] == 60

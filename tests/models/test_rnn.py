@@ -82,6 +82,14 @@ def test_gradients_reach_all_parameters(inputs, fields):
     checks.assert_gradients_reach_all_parameters(model, inputs)
 
 
+@pytest.mark.parametrize('inputs', [FLOATS, IDS], ids=['floats', 'ids'])
+def test_gradients_survive_sharding(inputs):
+    fields = {'vocab_size': V + 1, 'padding_id': 0} if inputs is IDS else {}
+    model = build(inputs, width=8, bidirectional=True, **fields)
+    inputs = np.concatenate([inputs, inputs[:1]])
+    checks.assert_gradients_survive_sharding(model, inputs)
+
+
 def test_parameter_counts():
     lstm = 4 * (C * 5 + 5 * 5 + 5)
     assert checks.count(build()) == lstm + 5 * 2 + 2
