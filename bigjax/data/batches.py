@@ -5,7 +5,7 @@ Training reads an endless stream of epochs, each a fresh permutation; step s tak
 dropped. Each process reads only its own part of the batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
@@ -67,7 +67,9 @@ def _weighted(batch: Batch, count: int) -> Batch:
     return {**batch, 'weights': np.ones(count, np.float32)}
 
 
-def prefetched(make: Callable[[int], T], start: int, stop: int, depth: int) -> Iterator[T]:
+def prefetched(
+    make: Callable[[int], T], start: int, stop: int, depth: int
+) -> Generator[T, None, None]:
     """`make(start), ..., make(stop - 1)` in order, each made in a thread up to `depth` ahead.
 
     An exception in `make` is raised where its result is asked for.

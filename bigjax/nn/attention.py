@@ -1,0 +1,350 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2), and the layer around it.
+
+Shapes: B batch, T queries, S keys, H heads, K key heads, G = H / K, C head size, D width, N blocks.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bigjax.nn import initializers
+from bigjax.nn.initializers import Initializer
+from bigjax.nn.linear import SUM_IN_FLOAT32, matmul
+from bigjax.nn.params import param
+from bigjax.nn.positions import rotate
+from bigjax.sharding.rules import constrain
+
+Implementation = Literal['dense', 'chunked', 'cudnn']
+"""For the fields of configs: all logits at once; block by block; cuDNN's kernels, on a GPU."""
+
+BLOCK = 256
+LOWEST = -1e30
+DENSE_LENGTH = 512  # up to here all logits at once are as fast as blocks of them
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    logit_soft_cap: float | None = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """softmax(Q K' / sqrt(C)) V of query [B, T, H, C] and key, value [B, S, K, C]: [B, T, H, C].
+
+    causal: query t sees keys s <= t.
+    window: it sees keys with |t - s| < window.
+    segments: int [B, T], not negative: it sees keys of its own segment, by key_segments [B, S] or
+    the
+        same. A query that sees no key gets zeros.
+    logit_soft_cap: logits become cap * tanh(logits / cap) (Gemma 2, 2024, section 2).
+    implementation: None takes cuDNN where it can, and otherwise goes by length.
+
+    H is a multiple of K: each key head serves H / K heads in a row (Ainslie et al. 2023). Softmax
+    is in float32.
+    """
+    rule = Rule(causal, window, logit_soft_cap)
+    if segments is not None and key_segments is None:
+        key_segments = segments
+    implementation = implementation or _fastest(query, key, rule)
+    if implementation == 'cudnn':
+        return _cudnn(query, key, value, rule, segments, key_segments)
+    queries, keys = _heads_first(query, key, value, segments, key_segments)
+    compute = {'dense': _dense, 'chunked': _chunked}[implementation]
+    grouped = compute(queries, keys, rule).astype(query.dtype)
+    return grouped.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+class Queries(NamedTuple):
+    """The last axis but one is the sequence, in `Keys` too; a first axis of 1 stands for B."""
+
+    vectors: jax.Array  # [B, K, G, T, C], scaled
+    positions: jax.Array  # [1, T, 1]
+    segments: jax.Array | None  # [B, T, 1]
+
+
+class Keys(NamedTuple):
+    """Keys, and the values that they stand for."""
+
+    vectors: jax.Array  # [B, K, S, C]
+    values: jax.Array  # [B, K, S, C]
+    positions: jax.Array  # [1, S, 1]
+    segments: jax.Array | None  # [B, S, 1]
+
+
+class Rule(NamedTuple):
+    """Which keys a query sees, and what its logits are capped at."""
+
+    causal: bool
+    window: int | None
+    soft_cap: float | None
+
+    def visible(self, queries: Queries, keys: Keys) -> jax.Array | None:
+        """Bool [B or 1, T, S]; None when all see all."""
+        ahead = keys.positions.mT - queries.positions
+        masks = []
+        if self.causal:
+            masks.append(ahead <= 0)
+        if self.window is not None:
+            masks.append(abs(ahead) < self.window)
+        if queries.segments is not None and keys.segments is not None:
+            masks.append(queries.segments == keys.segments.mT)
+        return functools.reduce(jnp.logical_and, masks) if masks else None
+
+    def reaches(self, queries: Queries, keys: Keys) -> jax.Array:
+        """Whether any query may see any key, by position alone."""
+        nearest_behind = keys.positions.min() - queries.positions.max()
+        nearest_ahead = keys.positions.max() - queries.positions.min()
+        window = self.window or jnp.iinfo(jnp.int32).max
+        return (nearest_behind < (1 if self.causal else window)) & (nearest_ahead > -window)
+
+
+class Partial(NamedTuple):
+    """Attention to some of the keys, not normalised yet, in float32.
+
+    values [B, K, G, T, C] are weighted by exp(logit - top); total is the sum of the weights. Both
+    top and total are [B, K, G, T].
+    """
+
+    values: jax.Array
+    top: jax.Array
+    total: jax.Array
+
+    def plus(self, other: 'Partial') -> 'Partial':
+        """Of the keys of both."""
+        top = jnp.maximum(self.top, other.top)
+        mine, theirs = jnp.exp(self.top - top), jnp.exp(other.top - top)
+        values = self.values * mine[..., None] + other.values * theirs[..., None]
+        return Partial(values, top, self.total * mine + other.total * theirs)
+
+    def normalized(self) -> jax.Array:
+        """[B, K, G, T, C]; zeros where no key was seen."""
+        return self.values / jnp.where(self.total > 0, self.total, 1)[..., None]
+
+
+def _partial(queries: Queries, keys: Keys, rule: Rule) -> Partial:
+    einsum = functools.partial(
+        jnp.einsum,
+        precision=SUM_IN_FLOAT32.get(keys.vectors.dtype.name),
+        preferred_element_type=jnp.float32,
+    )
+    # The heads of a group are rows of one matrix: with an axis of their own, half as fast on CPU.
+    shape = queries.vectors.shape
+    rows = queries.vectors.reshape(*shape[:2], -1, shape[-1])
+    logits = einsum('bkrc,bksc->bkrs', rows, keys.vectors).reshape(*shape[:-1], -1)
+    if rule.soft_cap is not None:
+        logits = rule.soft_cap * jnp.tanh(logits / rule.soft_cap)
+    visible = rule.visible(queries, keys)
+    if visible is not None:
+        visible = jnp.broadcast_to(visible[:, None, None], logits.shape)
+        logits = jnp.where(visible, logits, -jnp.inf)
+    # The top cancels out in the end. A finite one makes all weights zero where no key is visible.
+    top = lax.stop_gradient(jnp.maximum(logits.max(-1), LOWEST))
+    weights = jnp.exp(logits - top[..., None])
+    total = weights.sum(-1)
+    weights = weights.astype(keys.values.dtype).reshape(*rows.shape[:-1], -1)
+    return Partial(einsum('bkrs,bksc->bkrc', weights, keys.values).reshape(shape), top, total)
+
+
+def _dense(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
+    return _partial(queries, keys, rule).normalized()
+
+
+def _chunked(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
+    """Block by block, with a running maximum and sum, and again in the backward pass: memory linear
+    in T (Rabe & Staats 2021). Blocks out of reach are skipped."""
+    if keys.segments is None and keys.positions.size % BLOCK:  # segment -1 will mark padding
+        queries = queries._replace(segments=jnp.zeros_like(queries.positions))
+        keys = keys._replace(segments=jnp.zeros_like(keys.positions))
+    query_blocks, key_blocks = jax.tree.map(_in_blocks, (queries, keys))
+
+    def of_queries(queries: Queries) -> jax.Array:
+        def add(sum: Partial, keys: Keys) -> tuple[Partial, None]:
+            def more() -> Partial:
+                return sum.plus(_partial(queries, keys, rule))
+
+            return lax.cond(rule.reaches(queries, keys), more, lambda: sum), None
+
+        zeros = jnp.zeros(queries.vectors.shape, jnp.float32)
+        nothing = Partial(zeros, jnp.full_like(zeros[..., 0], LOWEST), zeros[..., 0])
+        return lax.scan(jax.checkpoint(add), nothing, key_blocks)[0].normalized()
+
+    blocks = lax.map(jax.checkpoint(of_queries), query_blocks)
+    return _from_blocks(blocks, queries.positions.size)
+
+
+def _in_blocks(x: jax.Array) -> jax.Array:
+    """[..., T, C] -> [N, ..., T / N, C], padded with -1."""
+    length = x.shape[-2]
+    size = min(BLOCK, length)
+    padding = [(0, 0)] * (x.ndim - 2) + [(0, -length % size), (0, 0)]
+    padded = jnp.pad(x, padding, constant_values=-1)
+    return jnp.moveaxis(padded.reshape(*x.shape[:-2], -1, size, x.shape[-1]), -3, 0)
+
+
+def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
+    """[N, ..., T / N, C] -> [..., T, C] without padding."""
+    x = jnp.moveaxis(blocks, 0, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :length, :]
+
+
+def _heads_first(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: jax.Array | None,
+    key_segments: jax.Array | None,
+) -> tuple[Queries, Keys]:
+    batch, length, heads, size = query.shape
+    key_heads = key.shape[2]
+    grouped = query.reshape(batch, length, key_heads, heads // key_heads, size) * size**-0.5
+
+    def at(count: int) -> jax.Array:
+        return jnp.arange(count)[None, :, None]
+
+    def column(ids: jax.Array | None) -> jax.Array | None:
+        return None if ids is None else ids[..., None]
+
+    queries = Queries(grouped.transpose(0, 2, 3, 1, 4), at(length), column(segments))
+    key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
+    return queries, Keys(key, value, at(key.shape[2]), column(key_segments))
+
+
+def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
+    fits_cudnn = (
+        jax.default_backend() == 'gpu'
+        and query.dtype in (jnp.bfloat16, jnp.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 128
+        and query.shape[1] % 2 == key.shape[1] % 2 == 0
+        and rule.soft_cap is None
+    )
+    if fits_cudnn:
+        return 'cudnn'
+    return 'dense' if max(query.shape[1], key.shape[1]) <= DENSE_LENGTH else 'chunked'
+
+
+def _cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    rule: Rule,
+    segments: jax.Array | None,
+    key_segments: jax.Array | None,
+) -> jax.Array:
+    """cuDNN knows causal windows; segments, and windows to both sides, it is given as a mask."""
+    mask, window = None, None
+    if segments is not None or (rule.window and not rule.causal):
+        mask = rule.visible(*_heads_first(query, key, value, segments, key_segments))[:, None]
+    elif rule.window:
+        window = (rule.window - 1, 0)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=rule.causal,
+        local_window_size=window,
+        implementation='cudnn',
+    )
+
+
+class Projection(nn.Module):
+    """x W + b over the last axes of x, as many as `contracted`: [..., D] -> [..., H, C], or back.
+
+    axes: the logical names of the kernel's; the bias takes those of what comes out.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    contracted: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = initializers.lecun()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rest, fan_in = x.shape[: -self.contracted], x.shape[-self.contracted :]
+        last = math.prod(fan_in)
+        kernel = param(self, 'kernel', self.kernel_init, fan_in + self.features, self.axes)
+        kernel = kernel.astype(self.dtype).reshape(last, *self.features)
+        y = matmul(x.astype(self.dtype).reshape(*rest, last), kernel)
+        if not self.use_bias:
+            return y
+        bias_axes = self.axes[self.contracted :]
+        bias = param(self, 'bias', initializers.zeros, self.features, bias_axes)
+        return y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+
+
+class Attention(nn.Module):
+    """Self-attention with its projections: [B, T, D] -> [B, T, D].
+
+    rope_base: rotate queries and keys (`positions.rotate`); None for not.
+    out_init: of the projection back to the width.
+    The rest is as in `attend`.
+    """
+
+    heads: int
+    key_heads: int
+    head_size: int
+    causal: bool = False
+    window: int | None = None
+    rope_base: float | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = initializers.lecun()
+    out_init: Initializer = initializers.lecun()
+    implementation: Implementation | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """segments, positions: int [B, T]; one segment, and 0 to T - 1, if not given."""
+        query = self._project('query', self.heads, 'heads', x)
+        key = self._project('key', self.key_heads, 'kv_heads', x)
+        value = self._project('value', self.key_heads, 'kv_heads', x)
+        if self.rope_base is not None:
+            positions = jnp.arange(x.shape[1])[None] if positions is None else positions
+            query, key = (rotate(vectors, positions, self.rope_base) for vectors in (query, key))
+        mixed = attend(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            window=self.window,
+            segments=segments,
+            implementation=self.implementation,
+        )
+        return Projection(
+            x.shape[-1:],
+            ('heads', 'head_dim', 'embed'),
+            contracted=2,
+            use_bias=self.use_bias,
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            name='out',
+        )(mixed)
+
+    def _project(self, name: str, heads: int, axis: str, x: jax.Array) -> jax.Array:
+        project = Projection(
+            (heads, self.head_size),
+            ('embed', axis, 'head_dim'),
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name=name,
+        )
+        return constrain(project(x), ('batch', 'sequence', axis, 'head_dim'))

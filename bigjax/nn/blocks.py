@@ -1,0 +1,225 @@
+"""The Transformer block (Vaswani et al. 2017, section 3.1), and stacks of it.
+
+Shapes: B batch, T sequence, D width, F hidden width, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.nn import initializers
+from bigjax.nn.activations import Activation
+from bigjax.nn.attention import Attention, Implementation
+from bigjax.nn.dropout import Dropout, drop_samples
+from bigjax.nn.initializers import Initializer
+from bigjax.nn.linear import Dense, Hidden
+from bigjax.nn.norms import make_norm
+from bigjax.schema import Positive, PositiveInt, Rate
+from bigjax.sharding.rules import constrain
+
+UNROLLED_LAYERS = 24
+"""Above this many layers scan is the default: the program, and its compile time, stop growing."""
+
+STDDEV = 0.02
+KERNEL_INIT = initializers.normal(STDDEV)
+"""Of every matrix and table but those of `residual_init` (Radford et al. 2018, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields of every model made of these blocks.
+
+    kv_heads: heads of keys and values, shared by groups of query heads; None for as many as heads.
+    head_dim: None for width / heads.
+    mlp: hidden width; None for 4 * width.
+    norm_position: 'pre' normalises what a branch reads, 'post' the sum (Xiong et al. 2020).
+    bias: in projections and norms.
+    dropout: of what each branch adds, and of embeddings.
+    stochastic_depth: the last block's rate of dropping a branch, from 0 at the first.
+    attention_implementation: see `nn.attention.attend`.
+    scan: compile one block and loop over stacked parameters; None: when layers > 24.
+    remat: what the backward pass computes anew rather than keeping: nothing, all but the products
+        with kernels, or all of a block.
+    """
+
+    layers: PositiveInt = 2
+    width: PositiveInt = 128
+    heads: PositiveInt = 2
+    kv_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    mlp: PositiveInt | None = None
+    activation: Activation = 'gelu'
+    norm: Literal['layer', 'rms'] = 'layer'
+    norm_position: Literal['pre', 'post'] = 'pre'
+    norm_epsilon: Positive = 1e-5
+    bias: bool = True
+    dropout: Rate = 0.0
+    stochastic_depth: Rate = 0.0
+    attention_implementation: Implementation | None = None
+    scan: bool | None = None
+    remat: Literal['none', 'dots', 'full'] = 'none'
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(
+                f'width={self.width} is not divisible by heads={self.heads}; '
+                'change one or set head_dim'
+            )
+        if self.heads % self.key_heads:
+            raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
+        if self.attention_implementation == 'cudnn' and jax.default_backend() != 'gpu':
+            raise ValueError(
+                "attention_implementation='cudnn' needs a GPU, and there is none; leave it out"
+            )
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp or 4 * self.width
+
+
+def residual_init(config: Config) -> Initializer:
+    """Of a branch's last matrix: L blocks add 2 L branches (Radford et al. 2019, section 2.3)."""
+    return initializers.normal(STDDEV / math.sqrt(2 * config.layers))
+
+
+class Block(nn.Module):
+    """x plus attention, plus an MLP: [B, T, D] -> [B, T, D].
+
+    causal, window, rope_base: see `nn.attention`.
+    """
+
+    config: Config
+    causal: bool
+    window: int | None
+    rope_base: float | None
+    train: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        drop_rate: jax.Array,
+        segments: jax.Array | None,
+        positions: jax.Array | None,
+    ) -> tuple[jax.Array, None]:
+        """Returns x and nothing, as nn.scan wants it. `drop_rate` is of stochastic depth."""
+        config = self.config
+        attention = Attention(
+            config.heads,
+            config.key_heads,
+            config.head_size,
+            causal=self.causal,
+            window=self.window,
+            rope_base=self.rope_base,
+            use_bias=config.bias,
+            kernel_init=KERNEL_INIT,
+            out_init=residual_init(config),
+            implementation=config.attention_implementation,
+            dtype=self.dtype,
+            name='attention',
+        )
+        x = self._add('attention_norm', lambda y: attention(y, segments, positions), x, drop_rate)
+        x = self._add('mlp_norm', self._mlp, x, drop_rate)
+        return x, None
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        hidden = Hidden(
+            config.hidden,
+            config.activation,
+            use_bias=config.bias,
+            kernel_init=KERNEL_INIT,
+            dtype=self.dtype,
+            name='mlp',
+        )(x)
+        return Dense(
+            config.width,
+            ('mlp', 'embed'),
+            use_bias=config.bias,
+            kernel_init=residual_init(config),
+            dtype=self.dtype,
+            name='mlp_out',
+        )(constrain(hidden, ('batch', 'sequence', 'mlp')))
+
+    def _add(
+        self,
+        norm_name: str,
+        branch: Callable[[jax.Array], jax.Array],
+        x: jax.Array,
+        drop_rate: jax.Array,
+    ) -> jax.Array:
+        config = self.config
+        norm = make_block_norm(config, norm_name, self.dtype)
+        is_pre = config.norm_position == 'pre'
+        y = branch(norm(x) if is_pre else x)
+        y = Dropout(config.dropout)(y, self.train)
+        if self.train and config.stochastic_depth:
+            y = drop_samples(self.make_rng('dropout'), y, drop_rate)
+        x = x + y if is_pre else norm(x + y)
+        return constrain(x, ('batch', 'sequence', 'embed'))
+
+
+def make_block_norm(config: Config, name: str, dtype: Any) -> nn.Module:
+    """The norm that the config names; a layer norm has a bias where the blocks have."""
+    options = {'use_bias': config.bias} if config.norm == 'layer' else {}
+    return make_norm(config.norm, epsilon=config.norm_epsilon, dtype=dtype, name=name, **options)
+
+
+def run_blocks(
+    x: jax.Array,
+    segments: jax.Array | None,
+    positions: jax.Array | None,
+    config: Config,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    rope_base: float | None = None,
+    train: bool,
+    dtype: Any,
+) -> jax.Array:
+    """All of the blocks and the final norm, inside the compact method of the module they belong to.
+
+    Their parameters are block_0, block_1, ..., or stacked: blocks, with 'layers' for first axis.
+    """
+    scan = config.layers > UNROLLED_LAYERS if config.scan is None else config.scan
+    block: Any = Block
+    if config.remat != 'none':
+        block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not scan)
+    options = (config, causal, window, rope_base, train, dtype)
+    drop_rates = config.stochastic_depth * jnp.linspace(0, 1, config.layers)
+    x = constrain(x.astype(dtype), ('batch', 'sequence', 'embed'))
+    if scan:
+        stack = nn.scan(
+            block,
+            length=config.layers,
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            variable_axes={'params': 0},
+            split_rngs={'params': True, 'dropout': True},
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )
+        x, _ = stack(*options, name='blocks')(x, drop_rates, segments, positions)
+    else:
+        for layer in range(config.layers):
+            x, _ = block(*options, name=f'block_{layer}')(x, drop_rates[layer], segments, positions)
+    is_normal = config.norm_position == 'post'
+    return x if is_normal else make_block_norm(config, 'final_norm', dtype)(x)
+
+
+REMAT_POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
