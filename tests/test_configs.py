@@ -1,0 +1,70 @@
+"""Every shipped config builds and trains one step on a batch that it could meet."""
+
+import ast
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import config
+from bigjax.data.core import ArraySource, DataSpec, Splits
+from bigjax.train.build import Run, batch_spec, build
+from bigjax.train.step import train_step
+
+CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
+SPECS = {  # of data that may not be on this machine
+    'fashion_mnist_cnn': DataSpec(
+        jax.ShapeDtypeStruct((28, 28, 1), np.uint8),
+        jax.ShapeDtypeStruct((), np.int32),
+        num_classes=10,
+        mean=(0.3,),
+        std=(0.3,),
+    ),
+}
+
+
+def built(path: Path) -> Run:
+    loaded = config.load(str(path))
+    if path.stem not in SPECS:
+        return build(loaded)
+    batch = zeros(SPECS[path.stem], 60_000 if loaded.train.epochs else loaded.train.batch_size)
+    source = ArraySource({key: batch[key] for key in ('inputs', 'targets')})
+    return build(loaded, Splits(dict.fromkeys(('train', 'val', 'test'), source), SPECS[path.stem]))
+
+
+def zeros(spec, rows):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), batch_spec(spec, rows))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_one_step(path):
+    run = built(path)
+    state, logged = jax.eval_shape(
+        partial(train_step, run.recipe), run.abstract, batch_spec(run.splits.spec, 8)
+    )
+    assert logged['loss'].shape == ()
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, run.abstract)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_the_docstring_gives_the_command_and_the_score(path):
+    tree = ast.parse(path.read_text())
+    docstring = ast.get_docstring(tree)
+    assert f'--config=configs/{path.name}' in docstring
+    assert any(word in docstring for word in ('accuracy', 'AUC', 'bits per byte'))
+    assert 'minutes' in docstring or 'seconds' in docstring
+    assert len(path.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_configs_touch_no_device(path):
+    names = {
+        alias.name.split('.')[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module)])
+    }
+    assert names <= {'ml_collections', 'bigjax'}
