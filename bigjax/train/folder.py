@@ -60,7 +60,7 @@ def environment() -> dict[str, Any]:
     return {
         'versions': {'python': platform.python_version(), **{p: _version(p) for p in packages}},
         'git_commit': _git_commit(),
-        'command': [Path(sys.argv[0]).name, *sys.argv[1:]],
+        'command': ['bigjax', *sys.argv[1:]],
         'platform': platform.platform(),
         'devices': [device.device_kind for device in jax.devices()],
         'processes': jax.process_count(),

@@ -285,7 +285,8 @@ def _conclude(
     test = {name: value for name, value in results.items() if name.startswith('test/')}
     if test and not _is_tested(workdir):  # a finished run that is run again
         writer.metrics(last, test)
-    writer.event('done', last, seconds=time.perf_counter() - started)
+    writer.event('final_eval', step, seconds=time.perf_counter() - started)
+    writer.event('done', last)
     return results
 
 

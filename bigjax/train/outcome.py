@@ -1,6 +1,7 @@
 """What came of a run: full evaluation of a split, its curves and sample predictions, as files."""
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from bigjax.train.generate import continuations
 from bigjax.train.progress import final_table
 from bigjax.train.step import eval_step, predict_step
 from bigjax.train.writers import replace_file
+
+log = logging.getLogger(__name__)
 
 FOLDER = 'evaluation'
 NUM_SAMPLES = 24
@@ -74,10 +77,13 @@ def report_split(
     }
     if task.kind == 'regression':
         outcome['curves'] |= _predicted_and_actual(run, variables, source)
+    if task.kind == 'language_model' and outcome['samples']:
+        sample = outcome['samples'][0]
+        log.info('%s, then written on: %s', sample['input']['text'], sample['prediction'])
     if jax.process_index() == 0:
-        folder = workdir / FOLDER
-        folder.mkdir(exist_ok=True)
-        replace_file(folder / f'{split}.json', json.dumps(outcome).encode())
+        place = workdir / FOLDER
+        place.mkdir(exist_ok=True)
+        replace_file(place / f'{split}.json', json.dumps(outcome).encode())
     return evaluate.scalars(values, split)
 
 
