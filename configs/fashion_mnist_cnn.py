@@ -1,7 +1,10 @@
 """Three convolutions with pooling on Fashion-MNIST, read as TFDS prepared it.
 
-    bigjax data prepare fashion_mnist
-    bigjax train --config=configs/fashion_mnist_cnn.py --workdir=runs/fashion_mnist_cnn
+Data:      bigjax data prepare fashion_mnist (see the README)
+Command:   bigjax train --config=configs/fashion_mnist_cnn.py --workdir=runs/fashion_mnist_cnn
+Hardware:  two CPU cores
+Time:      @@T minutes
+Score:     test accuracy @@F (seeds 0, 1, 2)
 """
 
 import ml_collections

@@ -1,6 +1,9 @@
 """A small decoder on bytes: the Python standard library's own source.
 
-    bigjax train --config=configs/stdlib_lm.py --workdir=runs/stdlib_lm
+Command:   bigjax train --config=configs/stdlib_lm.py --workdir=runs/stdlib_lm
+Hardware:  two CPU cores
+Time:      8 minutes
+Score:     test @@L bits per byte (seeds 0, 1, 2)
 """
 
 import ml_collections

@@ -25,7 +25,7 @@ Variables = Mapping[str, Any]
 """Collections by name: 'params', and what else the model keeps, such as 'batch_stats'."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared, and hashed for jit, by identity
 class Model:
     """A functional model.
 
