@@ -244,7 +244,8 @@ def _cudnn(
     """cuDNN knows causal windows; segments, and windows to both sides, it is given as a mask."""
     mask, window = None, None
     if segments is not None or (rule.window and not rule.causal):
-        mask = rule.visible(*_heads_first(query, key, value, segments, key_segments))[:, None]
+        visible = rule.visible(*_heads_first(query, key, value, segments, key_segments))
+        mask = None if visible is None else visible[:, None]
     elif rule.window:
         window = (rule.window - 1, 0)
     return jax.nn.dot_product_attention(
