@@ -60,11 +60,10 @@ def assert_axes_are_named(model):
     jax.tree.map(lambda *_: None, model.abstract(), model.axes)  # the same structure throughout
 
 
-def gradients(model, variables, inputs):
+def gradients(model, variables, inputs, out_shardings=None):
     """Of a sum of squares in training, by parameter; outputs must be float32."""
     rest = {name: tree for name, tree in variables.items() if name != 'params'}
 
-    @jax.jit
     def compute(params, rest, inputs):
         def loss(params):
             rngs = {'dropout': jax.random.key(1)}
@@ -75,6 +74,7 @@ def gradients(model, variables, inputs):
 
         return jax.grad(loss)(params)
 
+    compute = jax.jit(compute, out_shardings=out_shardings)
     return compute(variables['params'], rest, inputs)
 
 
@@ -95,7 +95,8 @@ def assert_gradients_survive_sharding(model, inputs):
     assert any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(variables, shardings)
-        got = gradients(model, sharded, jax.device_put(inputs, batch_sharding(mesh)))
+        inputs = jax.device_put(inputs, batch_sharding(mesh))
+        got = gradients(model, sharded, inputs, shardings['params'])
 
     def check(path, got, want):
         error, name = np.abs(got - want).max(), jax.tree_util.keystr(path)
