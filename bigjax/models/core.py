@@ -8,7 +8,8 @@ Such a module defines `Config`, a frozen dataclass, and
 where `inputs` is a tree of `jax.ShapeDtypeStruct` with a leading batch axis, `outputs` the width of
 the read-out that the task asks for, and `dtype` the compute dtype. Ours are Flax Linen modules
 turned into functions by `from_linen`; a pair of plain functions, or an NNX module split into its
-parts, is as good.
+parts, is as good, if `apply` takes its variables through `sharding.rules.in_use` first, as our
+layers do. docs/extending.md shows all three.
 """
 
 from collections.abc import Callable, Mapping
