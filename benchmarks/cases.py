@@ -1,0 +1,74 @@
+"""The two models that the scripts measure, and their bare jitted step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from bigjax import config as configs
+from bigjax.config import Config
+from bigjax.data import batches
+from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.train.build import Run, build
+from bigjax.train.step import train_step
+
+NEVER = 10**9
+
+CASES: dict[str, dict[str, Any]] = {
+    'MLP 128-64, 30 features, batch 32': {
+        'model': {'name': 'mlp', 'widths': (128, 64)},
+        'data': {'name': 'breast_cancer'},
+        'train': {'batch_size': 32},
+    },
+    'CNN 32-64-128, 28x28, batch 128': {
+        'model': {'name': 'cnn', 'channels': (32, 64, 128), 'pools': 3, 'dense': (128,)},
+        'data': {'name': 'synthetic', 'kind': 'images', 'examples': 2048},
+        'train': {'batch_size': 128},
+    },
+}
+
+
+def case(name: str, steps: int, log_every: int) -> Config:
+    """A run of that many steps without evaluation or checkpoints on the way."""
+    chosen = CASES[name]
+    train = {**chosen['train'], 'steps': steps, 'log_every': log_every}
+    return configs.resolve(
+        {
+            **chosen,
+            'task': 'classification',
+            'train': train,
+            'optimizer': {'name': 'adamw', 'learning_rate': 1e-4},
+            'eval': {'every': NEVER},
+            'checkpoint': {'every': NEVER},
+        }
+    )
+
+
+def bare_steps(run: Run, count: int) -> Callable[[], None]:
+    """A function that takes `count` steps on one batch that already lies on the devices."""
+    step = jax.jit(
+        partial(train_step, run.recipe),
+        donate_argnums=0,
+        out_shardings=(run.shardings, replicated(run.mesh)),
+    )
+    size, sharding = run.config.train.batch_size, run.batch_sharding
+    source = run.splits.sources['train']
+    rows = process_rows(sharding, size)
+    batch = batches.to_device(batches.train_batch(source, 0, 0, size, rows), sharding, size)
+    state = run.init()
+
+    def steps() -> None:
+        nonlocal state
+        with jax.set_mesh(run.mesh):
+            for _ in range(count):
+                state, logged = step(state, batch)
+            jax.block_until_ready((state, logged))
+
+    steps()
+    return steps
+
+
+def built(name: str) -> Run:
+    """That case on the devices there are."""
+    return build(case(name, steps=1, log_every=1))
