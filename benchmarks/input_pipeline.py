@@ -31,6 +31,7 @@ def csv_file(folder: Path, rows: int) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--smoke', action='store_true', help='a few batches, to see that it runs')
     arguments = parser.parse_args(argv)

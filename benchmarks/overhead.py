@@ -24,6 +24,7 @@ def looped(name: str, steps: int, log_every: int) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--smoke', action='store_true', help='a few steps, to see that it runs')

@@ -37,6 +37,7 @@ def first_step(config: Path, cache: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--smoke', action='store_true', help='one config, one round')

@@ -16,6 +16,7 @@ from benchmarks.timing import alternate, print_table, ratio, spread
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
+    """The model, a batch, and the loss."""
     model = nn.Sequential(
         nn.Linear(30, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)
     )
@@ -23,6 +24,7 @@ def mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
 
 
 def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
+    """The model, a batch, and the loss."""
     layers: list[nn.Module] = []
     channels = 1
     for width in (32, 64, 128):
@@ -35,6 +37,7 @@ def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
 
 
 def torch_steps(make: Callable, count: int, compiled: bool) -> Callable[[], None]:
+    """A function that takes `count` steps."""
     model, inputs, targets, criterion = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     forward = torch.compile(model) if compiled else model
@@ -50,6 +53,7 @@ def torch_steps(make: Callable, count: int, compiled: bool) -> Callable[[], None
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--smoke', action='store_true', help='a few steps, eager only')
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
                     spread(ours, 1e3 / count),
                     spread(theirs, 1e3 / count),
                     f'{ratio(ours, theirs):.2f}',
-                ]  # fmt: skip
+                ]
             )
     print_table(['case', 'peer', 'ours, ms a step', 'peer, ms a step', 'ours / peer'], rows)
 
