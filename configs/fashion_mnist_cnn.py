@@ -3,8 +3,8 @@
 Data:      bigjax data prepare fashion_mnist (see the README)
 Command:   bigjax train --config=configs/fashion_mnist_cnn.py --workdir=runs/fashion_mnist_cnn
 Hardware:  two CPU cores
-Time:      @@T minutes
-Score:     test accuracy @@F (seeds 0, 1, 2)
+Time:      7 minutes
+Score:     test accuracy .918 +- .001 (seeds 0, 1, 2)
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
 Command:   bigjax train --config=configs/stdlib_lm.py --workdir=runs/stdlib_lm
 Hardware:  two CPU cores
-Time:      8 minutes
-Score:     test @@L bits per byte (seeds 0, 1, 2)
+Time:      5 minutes
+Score:     test 1.988 +- .006 bits per byte (seeds 0, 1, 2)
 """
 
 import ml_collections
