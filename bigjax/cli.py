@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bigjax.config import Config, load
-from bigjax.errors import BigjaxError, ConfigError
+from bigjax.errors import BigjaxError, ConfigError, EnvironmentProblem
 
 Overrides = list[tuple[str, str]]
 SUMMARY = 'Train, evaluate and study models in JAX.'
@@ -145,6 +145,14 @@ def _start_jax() -> None:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a bare one where a plugin is missing
+        asked = os.environ.get('JAX_PLATFORMS', 'any')
+        raise EnvironmentProblem(
+            f'JAX finds no device for JAX_PLATFORMS={asked} ({error or "no plugin"}); '
+            'install bigjax[cuda] or bigjax[tpu], or set JAX_PLATFORMS=cpu'
+        ) from error
 
 
 if __name__ == '__main__':

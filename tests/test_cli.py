@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -106,3 +109,13 @@ def test_unknown_flags_are_not_ignored(config, tmp_path, capfd):
 def test_no_run_to_evaluate(tmp_path, capfd):
     assert cli.main(['eval', f'--run={tmp_path}']) == 78
     assert 'train first' in capfd.readouterr().err
+
+
+def test_an_accelerator_that_is_not_there(config, tmp_path):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cuda'}
+    command = [sys.executable, '-m', 'bigjax.cli', 'train', config, f'--workdir={tmp_path / "run"}']
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith('bigjax: '))
+    assert 'JAX_PLATFORMS=cuda' in line
+    assert 'or set JAX_PLATFORMS=cpu' in line

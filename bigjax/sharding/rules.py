@@ -98,7 +98,7 @@ def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """
     if _mesh_size() == 1:
         return parameter
-    return _gathered(parameter, names)
+    return _gathered(parameter, tuple(names) or (None,) * parameter.ndim)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

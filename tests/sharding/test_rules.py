@@ -78,6 +78,12 @@ def test_gradients_of_weights_split_two_ways_are_right():
         assert found[key].sharding.is_equivalent_to(shardings[key], 2)
 
 
+def test_what_has_no_names_is_whole():
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=2, tensor=2))):
+        used = jax.jit(lambda x: rules.in_use(x, P()))(jnp.ones((4, 4)))
+    assert used.sharding.is_fully_replicated
+
+
 def test_every_axis_of_every_parameter_rule_is_of_the_mesh():
     axes = set(make_mesh(MeshConfig()).axis_names)
     for table in (rules.PARAMETER_RULES, rules.ACTIVATION_RULES):
