@@ -233,13 +233,9 @@ def pool(
     Zeros, the first or the last position where a row has no others.
     """
     x = x.astype(jnp.float32)
-    if how == 'first':
-        return x[:, 0]
-    if segments is None:
-        return x.mean(1) if how == 'mean' else x[:, -1]
-    real = segments != 0
-    if how == 'last':
-        last = jnp.where(real, jnp.arange(x.shape[1])[None], 0).max(1)
-        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-    mean = jnp.where(real[..., None], x, 0).sum(1) / jnp.maximum(real.sum(1, keepdims=True), 1)
-    return mean
+    real = jnp.ones(x.shape[:2], bool) if segments is None else segments != 0
+    if how == 'mean':
+        total = jnp.where(real[..., None], x, 0).sum(1)
+        return total / jnp.maximum(real.sum(1, keepdims=True), 1)
+    at = real.argmax(1) if how == 'first' else real.shape[1] - 1 - real[:, ::-1].argmax(1)
+    return jnp.take_along_axis(x, at[:, None, None], axis=1)[:, 0]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bigjax.errors import ConfigError
 from bigjax.nn import initializers
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import SUM_IN_FLOAT32, matmul
@@ -44,17 +45,20 @@ def attend(
     causal: query t sees keys s <= t.
     window: it sees keys with |t - s| < window.
     segments: int [B, T], not negative: it sees keys of its own segment, by key_segments [B, S] or
-    the
-        same. A query that sees no key gets zeros.
+        the same. A query that sees no key gets zeros.
     logit_soft_cap: logits become cap * tanh(logits / cap) (Gemma 2, 2024, section 2).
     implementation: None takes cuDNN where it can, and otherwise goes by length.
 
     H is a multiple of K: each key head serves H / K heads in a row (Ainslie et al. 2023). Softmax
     is in float32.
+
+    Raises: ConfigError when 'cudnn' is asked for what it cannot do.
     """
     rule = Rule(causal, window, logit_soft_cap)
-    if segments is not None and key_segments is None:
+    if key_segments is None:
         key_segments = segments
+    elif segments is None:
+        raise ValueError('key_segments say nothing without segments')
     implementation = implementation or _fastest(query, key, rule)
     if implementation == 'cudnn':
         return _cudnn(query, key, value, rule, segments, key_segments)
@@ -219,8 +223,8 @@ def _heads_first(
     return queries, Keys(key, value, at(key.shape[2]), column(key_segments))
 
 
-def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
-    fits_cudnn = (
+def _fits_cudnn(query: jax.Array, key: jax.Array, rule: Rule) -> bool:
+    return (
         jax.default_backend() == 'gpu'
         and query.dtype in (jnp.bfloat16, jnp.float16)
         and query.shape[-1] % 8 == 0
@@ -228,7 +232,10 @@ def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
         and query.shape[1] % 2 == key.shape[1] % 2 == 0
         and rule.soft_cap is None
     )
-    if fits_cudnn:
+
+
+def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
+    if _fits_cudnn(query, key, rule):
         return 'cudnn'
     return 'dense' if max(query.shape[1], key.shape[1]) <= DENSE_LENGTH else 'chunked'
 
@@ -241,7 +248,16 @@ def _cudnn(
     segments: jax.Array | None,
     key_segments: jax.Array | None,
 ) -> jax.Array:
-    """cuDNN knows causal windows; segments, and windows to both sides, it is given as a mask."""
+    """cuDNN knows causal windows; segments, and windows to both sides, it is given as a mask.
+
+    Raises: ConfigError for what it does not compute.
+    """
+    if not _fits_cudnn(query, key, rule):
+        raise ConfigError(
+            "attention_implementation: 'cudnn' expects a GPU, 16-bit precision, heads of 8 to 128,"
+            f' even lengths and no soft cap, got {jax.default_backend()}, {query.dtype},'
+            f' {query.shape[-1]}, {query.shape[1]}, {rule.soft_cap}; leave it out'
+        )
     mask, window = None, None
     if segments is not None or (rule.window and not rule.causal):
         visible = rule.visible(*_heads_first(query, key, value, segments, key_segments))
@@ -276,9 +292,10 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         rest, fan_in = x.shape[: -self.contracted], x.shape[-self.contracted :]
         last = math.prod(fan_in)
-        kernel = param(self, 'kernel', self.kernel_init, fan_in + self.features, self.axes)
-        kernel = kernel.astype(self.dtype).reshape(last, *self.features)
-        y = matmul(x.astype(self.dtype).reshape(*rest, last), kernel)
+        shape = fan_in + self.features
+        kernel = param(self, 'kernel', self.kernel_init, shape, self.axes, self.dtype)
+        x = x.astype(self.dtype).reshape(*rest, last)
+        y = matmul(x, kernel.reshape(last, *self.features))
         if not self.use_bias:
             return y
         bias_axes = self.axes[self.contracted :]

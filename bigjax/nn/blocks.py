@@ -71,10 +71,8 @@ class Config:
                 'change one or set head_dim'
             )
         if self.heads % self.key_heads:
-            raise ValueError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
-        if self.attention_implementation == 'cudnn' and jax.default_backend() != 'gpu':
             raise ValueError(
-                "attention_implementation='cudnn' needs a GPU, and there is none; leave it out"
+                f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; change one'
             )
 
     @property
@@ -215,8 +213,9 @@ def run_blocks(
     else:
         for layer in range(config.layers):
             x, _ = block(*options, name=f'block_{layer}')(x, drop_rates[layer], segments, positions)
-    is_normal = config.norm_position == 'post'
-    return x if is_normal else make_block_norm(config, 'final_norm', dtype)(x)
+    if config.norm_position == 'pre':
+        x = make_block_norm(config, 'final_norm', dtype)(x)
+    return x
 
 
 REMAT_POLICIES = {

@@ -54,8 +54,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
-        kernel = param(self, 'kernel', self.kernel_init, shape, self.axes)
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype), self.result)
+        kernel = param(self, 'kernel', self.kernel_init, shape, self.axes, self.dtype)
+        y = matmul(x.astype(self.dtype), kernel, self.result)
         if not self.use_bias:
             return y
         bias = param(self, 'bias', initializers.zeros, (self.features,), self.axes[1:])
@@ -103,7 +103,7 @@ class Embed(nn.Module):
         self.embedding = param(self, 'embedding', self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # Whole on every device: a gather from a table split over both axes is not partitioned.
+        # Whole on every device: XLA does not partition a gather from a table split by its rows.
         table = constrain(self.embedding, (None, None))
         return jnp.take(table, ids, axis=0, mode='fill').astype(self.dtype)
 

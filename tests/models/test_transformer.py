@@ -167,7 +167,7 @@ def test_the_small_encoder_of_the_tutorials():
         ({'head': 'first', 'vocab_size': V}, "use 'last'"),
         ({'vocab_size': 5}, 'expected 11'),
         ({'width': 12, 'positions': 'rope'}, 'even head size'),
-        ({'attention_implementation': 'cudnn'}, r'without a GPU'),
+        ({'attention_implementation': 'cudnn'}, 'expects a GPU'),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -81,3 +81,36 @@ def recurrent(cell, x, params):
 
     inputs = params['input']
     return run(x, by_gate(inputs['kernel']), by_gate(inputs['bias']), by_gate(params['kernel']))
+
+
+def visible(batch, length, keys, causal=False, window=None, segments=None, key_segments=None):
+    """Bool [B, T, S]: whether query t may see key s."""
+    ahead = np.arange(keys) - np.arange(length)[:, None]
+    seen = np.ones((batch, length, keys), bool)
+    if causal:
+        seen &= ahead <= 0
+    if window is not None:
+        seen &= np.abs(ahead) < window
+    if segments is not None:
+        key_segments = segments if key_segments is None else key_segments
+        seen &= segments[:, :, None] == key_segments[:, None]
+    return seen
+
+
+def attention(query, key, value, logit_soft_cap=None, **masks):
+    """[B, T, H, C], [B, S, K, C] twice -> [B, T, H, C], one query and head at a time."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    batch, length, heads, size = query.shape
+    seen = visible(batch, length, key.shape[1], **masks)
+    out = np.zeros(query.shape)
+    for b, t, h in np.ndindex(batch, length, heads):
+        shared = h // (heads // key.shape[2])
+        keys = seen[b, t]
+        if not keys.any():
+            continue
+        logits = key[b, keys, shared] @ query[b, t, h] / np.sqrt(size)
+        if logit_soft_cap is not None:
+            logits = logit_soft_cap * np.tanh(logits / logit_soft_cap)
+        weights = np.exp(logits - logits.max())
+        out[b, t, h] = weights / weights.sum() @ value[b, keys, shared]
+    return out

@@ -1,41 +1,53 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bigjax.nn.positions import rotate, sinusoidal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)
+POSITIONS = RNG.integers(0, 1000, size=(2, 5))
 
 
-def test_rotation_is_a_complex_product():
-    pairs = X[..., :4].astype(np.float64) + 1j * X[..., 4:]
-    angles = np.arange(5)[:, None, None] * 100.0 ** -(np.arange(4) / 4)
-    turned = pairs * np.exp(1j * angles)
-    expected = np.concatenate([turned.real, turned.imag], -1)
-    np.testing.assert_allclose(rotate(X, np.arange(5), base=100.0), expected, atol=1e-5)
-
-
-def test_products_depend_on_the_difference_of_positions():
-    query, key = X[:, :1], X[:, 1:2]
-
-    def product(at_query, at_key):
-        turned = rotate(query, np.array([at_query])) * rotate(key, np.array([at_key]))
-        return np.asarray(turned.sum(-1))
-
-    np.testing.assert_allclose(product(3, 1), product(10, 8), atol=1e-5)
-    assert abs(product(3, 1) - product(3, 2)).max() > 1e-2
-
-
-def test_rotation_keeps_the_norm():
-    turned = np.asarray(rotate(X, np.arange(5)))
-    np.testing.assert_allclose(
-        np.linalg.norm(turned, axis=-1), np.linalg.norm(X, axis=-1), rtol=1e-5
+def test_rotation_against_complex_numbers():
+    """A channel and its partner are the parts of one number, turned by position / base^(2c/C)."""
+    frequencies = 500.0 ** (-np.arange(4) / 4)
+    turned = (X[..., :4] + 1j * X[..., 4:].astype(np.float64)) * np.exp(
+        1j * POSITIONS[:, :, None, None] * frequencies
     )
+    want = np.concatenate([turned.real, turned.imag], -1)
+    got = rotate(jnp.asarray(X), jnp.asarray(POSITIONS), 500.0)
+    np.testing.assert_allclose(got, want, atol=2e-4)
 
 
-def test_sinusoids():
-    found = np.asarray(sinusoidal(np.arange(7), 6))
-    for position in range(7):
-        for channel in range(3):
-            angle = position / 10_000 ** (2 * channel / 6)
-            np.testing.assert_allclose(found[position, channel], np.sin(angle), atol=1e-6)
-            np.testing.assert_allclose(found[position, 3 + channel], np.cos(angle), atol=1e-6)
+def test_rotation_keeps_norms_and_dtype():
+    got = rotate(jnp.asarray(X), jnp.asarray(POSITIONS))
+    np.testing.assert_allclose(np.square(got).sum(-1), np.square(X).sum(-1), rtol=1e-5)
+    assert rotate(jnp.asarray(X, jnp.bfloat16), jnp.asarray(POSITIONS)).dtype == jnp.bfloat16
+
+
+def test_products_of_rotations_depend_on_the_distance_alone():
+    query, key = jnp.asarray(X[:1]), jnp.asarray(X[1:])
+
+    def products(start):
+        at = start + jnp.arange(5)
+        return jnp.einsum('bthc,bshc->bhts', rotate(query, at), rotate(key, at))
+
+    np.testing.assert_allclose(products(0), products(37), atol=1e-4)
+    assert not np.allclose(products(0), jnp.einsum('bthc,bshc->bhts', query, key), atol=0.1)
+
+
+def test_one_row_of_positions_serves_every_row():
+    at = jnp.arange(5)
+    both = jnp.stack([at, at])
+    np.testing.assert_array_equal(rotate(jnp.asarray(X), at), rotate(jnp.asarray(X), both))
+
+
+def test_sinusoids_against_the_paper():
+    positions = np.array([[0, 1, 7], [30, 500, 2]])
+    want = np.empty((2, 3, 6))
+    for i in range(3):
+        angle = positions / 10_000 ** (2 * i / 6)
+        want[..., i], want[..., 3 + i] = np.sin(angle), np.cos(angle)
+    got = jax.jit(sinusoidal, static_argnums=1)(jnp.asarray(positions), 6)
+    np.testing.assert_allclose(got, want, atol=1e-4)
