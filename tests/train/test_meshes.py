@@ -28,6 +28,12 @@ MODELS = {
         {'name': 'rnn', 'cell': 'lstm', 'width': 16, 'vocab_size': 16, 'head': 'all'},
         LM,
     ),
+    'decoder': (
+        sentences,
+        {'name': 'transformer', 'layers': 2, 'width': 16, 'heads': 4, 'mlp': 32},
+        LM,
+    ),
+    'vit': (images, {'name': 'vit', 'layers': 1, 'width': 16, 'heads': 2, 'patch': 4}, {}),
 }
 
 
