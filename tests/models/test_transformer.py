@@ -2,17 +2,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
+from scipy.special import erf
 
-from bigjax import schema, trees
+from bigjax import schema
 from bigjax.errors import ConfigError
-from bigjax.models import transformer
+from bigjax.models import flops, transformer
 from tests.models import checks
+from tests.nn import oracles
 
 B, T, V = 2, 8, 11
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(1, V, size=(B, T)).astype(np.int32)
 VECTORS = RNG.normal(size=(B, T, 3)).astype(np.float32)
 TINY = {'layers': 2, 'width': 16, 'heads': 4, 'mlp': 24}
+FAMILIES = {
+    'gpt': {},
+    'llama': {
+        'kv_heads': 2,
+        'norm': 'rms',
+        'activation': 'swiglu',
+        'positions': 'rope',
+        'bias': False,
+        'tied': False,
+    },
+    'bert': {
+        'norm_position': 'post',
+        'attention': 'bidirectional',
+        'head': 'first',
+        'vocab_size': V,
+    },
+}
 
 
 def build(inputs=TOKENS, outputs=V, dtype=jnp.float32, **options):
@@ -99,45 +119,187 @@ def test_remat_changes_the_program_and_not_the_gradients(remat, scan):
 
     one, two = (jax.grad(loss(model))(variables['params']) for model in (plain, rematted))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, two)
-    programs = [
-        str(jax.make_jaxpr(jax.grad(loss(model)))(variables['params']))
-        for model in (plain, rematted)
-    ]
-    assert programs[1].count('remat') > programs[0].count('remat') == 0
+    forward, done = (
+        flops.count(function, variables['params']).flops
+        for function in (loss(plain), jax.grad(loss(plain)))
+    )
+    redone = flops.count(jax.grad(loss(rematted)), variables['params']).flops - done
+    attention = 2 * (2 * 2 * B * T * T * 16)
+    read_out, last_of_a_block = 2 * B * T * 16 * V, 2 * (2 * B * T * 24 * 16)
+    expected = {'dots': attention, 'full': forward - read_out - last_of_a_block}
+    assert redone == expected[remat]
+
+
+def reference(p, config, tokens):
+    """The same model in numpy and float64."""
+
+    def affine(x, p, axes=1):
+        return np.tensordot(x, p['kernel'], axes) + p.get('bias', 0)
+
+    def norm(x, p):
+        if config.norm == 'layer':
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + config.norm_epsilon)
+        return x * p['scale'] + p.get('bias', 0)
+
+    def turn(x):
+        half = x.shape[-1] // 2
+        angles = np.arange(T)[:, None, None] * 10_000.0 ** (-np.arange(half) / half)
+        turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+        return np.concatenate([turned.real, turned.imag], -1)
+
+    def attention(x, p):
+        query, key, value = (affine(x, p[name]) for name in ('query', 'key', 'value'))
+        if config.positions == 'rope':
+            query, key = turn(query), turn(key)
+        mixed = oracles.attention(query, key, value, causal=config.attention == 'causal')
+        return affine(mixed, p['out'], 2)
+
+    def mlp(x, p, p_out):
+        hidden = affine(x, p['dense'])
+        if config.activation == 'swiglu':
+            gate = affine(x, p['gate'])
+            hidden *= gate * oracles.sigmoid(gate)
+        else:
+            hidden *= (1 + erf(hidden / np.sqrt(2))) / 2
+        return affine(hidden, p_out)
+
+    def add(x, branch, p_norm):
+        if config.norm_position == 'pre':
+            return x + branch(norm(x, p_norm))
+        return norm(x + branch(x), p_norm)
+
+    x = p['embed']['embedding'][tokens]
+    if config.positions == 'learned':
+        x = x + p['positions']['embedding']
+    for layer in range(config.layers):
+        b = p[f'block_{layer}']
+        x = add(x, lambda y, b=b: attention(y, b['attention']), b['attention_norm'])
+        x = add(x, lambda y, b=b: mlp(y, b['mlp'], b['mlp_out']), b['mlp_norm'])
+    if config.norm_position == 'pre':
+        x = norm(x, p['final_norm'])
+    if config.head == 'first':
+        x = x[:, 0]
+    return affine(x, p['read_out']) if 'read_out' in p else x @ p['embed']['embedding'].T
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_against_a_reference(family):
+    options = FAMILIES[family]
+    model = build(**options)
+    variables = checks.random_variables(model)
+    config = schema.build(transformer.Config, TINY | options, 'config.model')
+    want = reference(checks.to_numpy(variables['params']), config, TOKENS)
+    got = checks.outputs(model, variables, TOKENS)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+    rough = checks.outputs(build(dtype=jnp.bfloat16, **options), variables, TOKENS)
+    assert rough.dtype == np.float32
+    np.testing.assert_allclose(rough, want, atol=0.04 * np.abs(want).max())
+    assert (rough != got).any()
+
+
+# Unless turned, the bias of keys adds the same to all logits of a query, and has no gradient.
+@pytest.mark.parametrize(
+    'options',
+    [{'bias': False}, FAMILIES['llama'], FAMILIES['bert'] | {'positions': 'rope'}],
+    ids=FAMILIES,
+)
+def test_gradients_reach_all_parameters(options):
+    model = build(**options)
+    checks.assert_axes_are_named(model)
+    checks.assert_gradients_reach_all_parameters(model, TOKENS)
 
 
 @pytest.mark.parametrize(
     'options',
     [
-        {},
-        {'kv_heads': 2, 'norm': 'rms', 'activation': 'swiglu', 'positions': 'rope', 'bias': False},
-        {'norm_position': 'post', 'attention': 'bidirectional', 'head': 'first', 'vocab_size': V},
+        {'layers': 1, 'positions': 'rope'},
+        FAMILIES['llama'] | {'scan': True, 'remat': 'dots', 'dropout': 0.1},
     ],
-    ids=['gpt', 'llama', 'bert'],
+    ids=['gpt', 'llama'],
 )
-def test_families(options):
-    model = build(**options)
-    checks.assert_axes_are_named(model)
-    variables = checks.random_variables(model)
-    grads = checks.gradients(model, variables, TOKENS)
-    for name, grad in zip(trees.names(grads), jax.tree.leaves(grads), strict=True):
-        assert np.abs(grad).max() > 0, name
-    exact = checks.outputs(model, variables, TOKENS)
-    rough = checks.outputs(build(dtype=jnp.bfloat16, **options), variables, TOKENS)
-    assert rough.dtype == np.float32
-    np.testing.assert_allclose(rough, exact, atol=0.1 * np.abs(exact).max())
+def test_gradients_survive_sharding(options):
+    rows = RNG.integers(0, 12, size=(8, T)).astype(np.int32)
+    checks.assert_gradients_survive_sharding(build(rows, 12, **options), rows)
 
 
-def test_dropout_is_for_training():
-    model = build(dropout=0.5, stochastic_depth=0.5)
+def test_axes_are_the_terms_of_the_rules():
+    model = build(**FAMILIES['llama'])
+    axes = model.axes['params']
+    attention = {name: kernel['kernel'] for name, kernel in axes['block_0']['attention'].items()}
+    assert attention == {
+        'query': PartitionSpec('embed', 'heads', 'head_dim'),
+        'key': PartitionSpec('embed', 'kv_heads', 'head_dim'),
+        'value': PartitionSpec('embed', 'kv_heads', 'head_dim'),
+        'out': PartitionSpec('heads', 'head_dim', 'embed'),
+    }
+    assert axes['block_0']['mlp_out']['kernel'] == PartitionSpec('mlp', 'embed')
+    assert axes['embed']['embedding'] == PartitionSpec('vocab', 'embed')
+    assert axes['read_out']['kernel'] == PartitionSpec('embed', 'vocab')
+    assert build().axes['params']['positions']['embedding'] == PartitionSpec('position', 'embed')
+
+
+def test_initial_values_are_those_of_gpt2():
+    model = build(width=128, mlp=512, scan=True)
+    block = jax.device_get(jax.jit(model.init)(jax.random.key(0)))['params']['blocks']
+    for kernel in (block['attention']['query'], block['mlp']['dense']):
+        np.testing.assert_allclose(kernel['kernel'].std(), 0.02, rtol=0.03)
+    for kernel in (block['attention']['out'], block['mlp_out']):
+        np.testing.assert_allclose(kernel['kernel'].std(), 0.02 / 2, rtol=0.03)
+    assert not block['mlp_out']['bias'].any()
+    assert (block['mlp_norm']['scale'] == 1).all()
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_dropout_is_of_training_alone(scan):
+    model = build(dropout=0.5, scan=scan)
     variables = checks.random_variables(model)
-    assert checks.noise_sources(model, TOKENS) > 0
-    assert checks.noise_sources(build(), TOKENS) == 0
-    train = [
-        model.apply(variables, TOKENS, train=True, rngs={'dropout': jax.random.key(i)})[0]
-        for i in range(2)
+    quiet = checks.outputs(model, variables, TOKENS)
+    np.testing.assert_array_equal(quiet, checks.outputs(build(scan=scan), variables, TOKENS))
+    noisy = [
+        model.apply(variables, TOKENS, train=True, rngs={'dropout': jax.random.key(k)})[0]
+        for k in range(2)
     ]
-    assert np.abs(train[0] - train[1]).max() > 1e-3
+    assert not np.allclose(noisy[0], noisy[1])
+    assert not np.allclose(noisy[0], quiet)
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_stochastic_depth_drops_branches_of_the_last_block(scan):
+    """Two blocks: the first always stays; the second loses some of its two branches a row."""
+    rows = np.repeat(TOKENS[:1], 32, axis=0)
+    model = build(rows, stochastic_depth=0.5, scan=scan)
+    variables = checks.random_variables(model)
+    rngs = {'dropout': jax.random.key(0)}
+    run = jax.jit(lambda v: model.apply(v, rows, train=True, rngs=rngs)[0])
+    outcomes = np.unique(np.asarray(run(variables))[:, -1].round(4), axis=0)
+    assert len(outcomes) == 4
+    quiet = checks.outputs(model, variables, rows)
+    np.testing.assert_array_equal(quiet, checks.outputs(build(rows, scan=scan), variables, rows))
+
+
+@pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'rope'])
+def test_packed_documents_are_as_if_alone(positions):
+    packed = {
+        'tokens': np.concatenate([TOKENS[:1, :3], TOKENS[1:, :5]], axis=1),
+        'segments': np.array([[1] * 3 + [2] * 5], np.int32),
+        'positions': np.array([[0, 1, 2, 0, 1, 2, 3, 4]], np.int32),
+    }
+    model = build(packed, positions=positions)
+    variables = checks.random_variables(model)
+    together = checks.outputs(model, variables, packed)
+    for part, alone in ((np.s_[:, :3], TOKENS[:1, :3]), (np.s_[:, 3:], TOKENS[1:, :5])):
+        found = checks.outputs(model, variables, alone)
+        np.testing.assert_allclose(together[part], found, atol=1e-5)
+
+
+def test_block_by_block_attention_gives_the_same():
+    variables = checks.random_variables(build())
+    dense, chunked = (
+        checks.outputs(build(attention_implementation=name), variables, TOKENS)
+        for name in ('dense', 'chunked')
+    )
+    np.testing.assert_allclose(chunked, dense, atol=1e-5)
 
 
 def gpt2(**options):
@@ -148,13 +310,23 @@ def gpt2(**options):
 def test_parameter_counts_of_gpt2():
     assert checks.count(gpt2()) == 124_439_808
     assert checks.count(gpt2(bias=False)) == 124_337_664
+    assert checks.count(gpt2(layers=48, width=1600, heads=25, mlp=6400)) == 1_557_611_200
 
 
-def test_the_small_encoder_of_the_tutorials():
+def test_parameter_counts_of_llamas():
+    llama = FAMILIES['llama']
+    llama_7b = {'layers': 32, 'width': 4096, 'heads': 32, 'mlp': 11008, 'kv_heads': None}
+    assert checks.count(build(outputs=32_000, **llama | llama_7b)) == 6_738_415_616
+    smollm = {'layers': 30, 'width': 576, 'heads': 9, 'mlp': 1536, 'kv_heads': 3, 'tied': True}
+    assert checks.count(build(outputs=49_152, **llama | smollm)) == 134_515_008
+
+
+def test_the_small_encoder():
     options = {'layers': 1, 'width': 128, 'heads': 2, 'mlp': 64, 'vocab_size': V}
     model = build(outputs=1, attention='bidirectional', head='mean', **options)
-    variables = model.init(jax.random.key(0))
-    assert checks.outputs(model, variables, TOKENS).shape == (B, 1)
+    assert checks.outputs(model, checks.random_variables(model), TOKENS).shape == (B, 1)
+    norms, attention, mlp = 3 * 2 * 128, 4 * (128 * 128 + 128), 2 * 128 * 64 + 64 + 128
+    assert checks.count(model) == (V + T) * 128 + norms + attention + mlp + 128 + 1
 
 
 @pytest.mark.parametrize(
