@@ -51,7 +51,7 @@ def _count_equation(equation: Any, notes: dict[str, None]) -> int:
     if name == 'scan':
         return total * params['length']
     if name == 'shard_map':  # the body is one device's
-        return total * math.prod(params['mesh'].shape[axis] for axis in params['manual_axes'])
+        return total * math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
     if name == 'pallas_call':
         return total * math.prod(params['grid_mapping'].grid)
     if name == 'while' and total:
