@@ -33,10 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     for name in CASES:
         count = 20 if arguments.smoke else (2000 if name.startswith('MLP') else 100)
         log_every = max(count // 20, 5)
-        bare = bare_steps(built(name), count)
+        bare = bare_steps(built(name), log_every)
         inside, outside = [], []
         for _ in range(1 if arguments.smoke else arguments.rounds):
-            inside.append(alternate({'bare': bare}, 1)['bare'][0] / count)
+            laps = alternate({'bare': bare}, count // log_every)['bare']
+            inside.append(statistics.median(laps) / log_every)
             outside.append(statistics.median(looped(name, count, log_every)))
         extra = statistics.median(b - a for a, b in zip(inside, outside, strict=True))
         share = extra / statistics.median(inside)

@@ -39,7 +39,7 @@ def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
 def torch_steps(make: Callable, count: int, compiled: bool) -> Callable[[], None]:
     """A function that takes `count` steps."""
     model, inputs, targets, criterion = make()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     forward = torch.compile(model) if compiled else model
 
     def steps() -> None:
