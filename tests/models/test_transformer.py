@@ -248,6 +248,8 @@ def test_initial_values_are_those_of_gpt2():
         np.testing.assert_allclose(kernel['kernel'].std(), 0.02 / 2, rtol=0.03)
     assert not block['mlp_out']['bias'].any()
     assert (block['mlp_norm']['scale'] == 1).all()
+    first, second = block['mlp_out']['kernel']
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize('scan', [True, False])
@@ -262,6 +264,11 @@ def test_dropout_is_of_training_alone(scan):
     ]
     assert not np.allclose(noisy[0], noisy[1])
     assert not np.allclose(noisy[0], quiet)
+
+
+def test_dropout_is_of_the_embedding_and_of_every_branch():
+    assert checks.noise_sources(build(dropout=0.5), TOKENS) == 1 + 2 * 2
+    assert checks.noise_sources(build(), TOKENS) == 0
 
 
 @pytest.mark.parametrize('scan', [True, False])
@@ -291,6 +298,19 @@ def test_packed_documents_are_as_if_alone(positions):
     for part, alone in ((np.s_[:, :3], TOKENS[:1, :3]), (np.s_[:, 3:], TOKENS[1:, :5])):
         found = checks.outputs(model, variables, alone)
         np.testing.assert_allclose(together[part], found, atol=1e-5)
+
+
+@pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'rope'])
+def test_positions_say_what_the_order_is(positions):
+    order = np.array([5, 0, 7, 2, 1, 4, 3, 6])
+    given = {'tokens': TOKENS, 'positions': np.tile(np.arange(T, dtype=np.int32), (B, 1))}
+    model = build(given, positions=positions, attention='bidirectional')
+    variables = checks.random_variables(model)
+    straight = checks.outputs(model, variables, given)
+    mixed = checks.outputs(model, variables, {name: x[:, order] for name, x in given.items()})
+    np.testing.assert_allclose(mixed, straight[:, order], atol=1e-5)
+    without = checks.outputs(model, variables, given | {'tokens': TOKENS[:, order]})
+    assert not np.allclose(without, straight[:, order], atol=1e-3)
 
 
 def test_block_by_block_attention_gives_the_same():

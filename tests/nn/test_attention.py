@@ -23,6 +23,7 @@ CASES = {
     'window': {'window': 3},
     'causal_window': {'causal': True, 'window': 3},
     'window_of_one': {'window': 1},
+    'window_of_two': {'window': 2},
     'segments': {'segments': SEGMENTS},
     'everything': {'causal': True, 'window': 4, 'segments': SEGMENTS, 'logit_soft_cap': 0.7},
 }
