@@ -148,6 +148,25 @@ def test_cudnn_is_refused_where_it_cannot_run():
         attend(QUERY, KEY, VALUE, implementation='cudnn')
 
 
+@pytest.mark.parametrize('case', [name for name in CASES if name != 'everything'])
+def test_what_cudnn_is_told_means_the_same(case, monkeypatch):
+    """Of a masked window and segments too; here XLA answers in its place."""
+
+    def stand_in(*arrays, implementation, **options):
+        assert implementation == 'cudnn'
+        return dot_product_attention(*arrays, implementation='xla', **options)
+
+    dot_product_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
+    inputs = [
+        jnp.asarray(np.pad(x, [(0, 0)] * 3 + [(0, 2)]), 'bfloat16') for x in (QUERY, KEY, VALUE)
+    ]
+    got = attend(*inputs, **CASES[case])
+    want = oracles.attention(*(np.asarray(x, np.float64) for x in inputs), **CASES[case])
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=0.03)
+
+
 def test_key_segments_need_segments():
     with pytest.raises(ValueError, match='without segments'):
         attend(QUERY, KEY, VALUE, key_segments=SEGMENTS)
