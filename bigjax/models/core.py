@@ -58,8 +58,9 @@ def require_rows(model: str, inputs: Any, rank: int, expected: str) -> None:
 def from_linen(module: nn.Module, inputs: Any) -> Model:
     """A Linen module whose `__call__` takes (inputs, train) as a Model.
 
-    Collections other than 'params' are mutable in training and constant in evaluation. Stochastic
-    layers draw from the stream 'dropout'.
+    Collections other than 'params' are mutable in training and constant in evaluation, but for
+    'cache', which generation hands from call to call. Stochastic layers draw from the stream
+    'dropout'.
     """
 
     def boxed(rng: jax.Array) -> Variables:
@@ -70,11 +71,13 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         return params.unbox(boxed(rng))
 
     def apply(
-        variables: Variables, inputs: Any, train: bool, rngs: dict[str, jax.Array] | None = None
+        variables: Variables,
+        inputs: Any,
+        train: bool = False,
+        rngs: dict[str, jax.Array] | None = None,
     ) -> tuple[Any, Variables]:
-        mutable = [name for name in variables if name != 'params'] if train else False
-        result = module.apply(variables, inputs, train=train, rngs=rngs, mutable=mutable)
-        return result if train else (result, {})
+        changing = [name for name in variables if name == 'cache' or (train and name != 'params')]
+        return module.apply(variables, inputs, train=train, rngs=rngs, mutable=changing)
 
     axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
     return Model(init, apply, axes)

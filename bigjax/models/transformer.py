@@ -1,12 +1,17 @@
-"""The Transformer: decoders such as GPT-2 and Llama, encoders with a classification head.
+"""The Transformer: decoders such as GPT-2 and Llama, encoders such as BERT, with any head.
 
 Inputs are token ids [B, T], or float sequences [B, T, C]; or a dict of them under 'tokens' or
 'vectors' with any of
 
-    segments  int [B, T]: ids of the documents packed into a row, which do not see each other; 0 is
-              padding.
-    mask      bool [B, T]: False is padding.
-    positions int [B, T]: 0 to T - 1 if not given.
+    segments    int [B, T]: ids of the documents packed into a row, which do not see each other; 0
+                is padding.
+    mask        bool [B, T]: False is padding.
+    positions   int [B, T]: 0 to T - 1 if not given.
+    token_types int [B, T]: 0 if not given (BERT's sentence A and B).
+    at          int [B]: head 'tokens' reads this position only, and gives [B, 1, O].
+
+With a collection 'cache' among the variables, from `empty_cache`, a decoder writes on from what it
+has read: first the prompts at once, then a position at a time.
 
 Shapes: B batch, T sequence, C channels, D width, V vocabulary, O outputs.
 """
@@ -22,10 +27,13 @@ import jax.numpy as jnp
 from bigjax.errors import ConfigError, nearest
 from bigjax.models.core import Model, from_linen
 from bigjax.nn import blocks
-from bigjax.nn.blocks import KERNEL_INIT, run_blocks
+from bigjax.nn.activations import ACTIVATIONS
+from bigjax.nn.blocks import KERNEL_INIT, Sight, make_block_norm, run_blocks
 from bigjax.nn.dropout import Dropout
+from bigjax.nn.initializers import zeros
 from bigjax.nn.linear import Dense, Embed
-from bigjax.nn.positions import sinusoidal
+from bigjax.nn.params import param
+from bigjax.nn.positions import Frequencies, Scaling, sinusoidal
 from bigjax.schema import Positive, PositiveInt
 from bigjax.sharding.rules import constrain
 
@@ -36,19 +44,34 @@ class Config(blocks.Config):
 
     attention: 'causal' sees what came before, 'bidirectional' everything.
     window: a position sees those less than this far away; None for all.
+    stride: and every stride-th beyond; see `nn.attend`.
+    token_types: how many there are to embed; None for none.
+    embedding_norm: normalise the sum of the embeddings (BERT).
     head: 'tokens' gives logits at each position; 'mean' over positions, 'first' or 'last' position,
-        padding aside, one row of outputs.
+        padding aside, one row of outputs; 'none' the last hidden states.
+    pooler: a dense layer and tanh between the pooled position and the read-out (BERT).
+    head_transform: a dense layer, activation and norm before head 'tokens', and a bias behind
+        (BERT's masked language model).
     tied: head 'tokens' multiplies by the token table.
-    vocab_size: of the input; None for as many as outputs, as in language models.
+    logit_soft_cap: logits of head 'tokens' become cap * tanh(logits / cap).
+    vocab_size: of the input; None for as many as outputs, as in language models. A table with more
+        rows than there are outputs has spare ones, as padding to a round number.
     max_length: of the table of learned positions; None for the input's length.
     """
 
     attention: Literal['causal', 'bidirectional'] = 'causal'
     window: PositiveInt | None = None
+    stride: PositiveInt | None = None
     positions: Literal['learned', 'sinusoidal', 'rope', 'none'] = 'learned'
     rope_base: Positive = 10_000.0
-    head: Literal['tokens', 'mean', 'first', 'last'] = 'tokens'
+    rope_scaling: Scaling | None = None
+    token_types: PositiveInt | None = None
+    embedding_norm: bool = False
+    head: Literal['tokens', 'mean', 'first', 'last', 'none'] = 'tokens'
+    pooler: bool = False
+    head_transform: bool = False
     tied: bool = True
+    logit_soft_cap: Positive | None = None
     vocab_size: PositiveInt | None = None
     max_length: PositiveInt | None = None
 
@@ -63,6 +86,20 @@ class Config(blocks.Config):
                 "head='first' sees one position only under causal attention; use 'last'"
             )
 
+    @property
+    def sight(self) -> Sight:
+        rope = Frequencies(self.rope_base, self.rope_scaling) if self.positions == 'rope' else None
+        return Sight(self.attention == 'causal', self.window, self.stride, rope)
+
+
+def empty_cache(config: Config, batch: int, length: int, dtype: Any) -> Any:
+    """The collection 'cache' before the first token of up to `length`.
+
+    Where a window hides what is further back, its places are used again.
+    """
+    places = min(length, config.window or length)
+    return blocks.empty_cache(config, batch, places, dtype)
+
 
 class Sequences(NamedTuple):
     """The inputs: tokens or vectors, and what may come with them."""
@@ -72,6 +109,8 @@ class Sequences(NamedTuple):
     segments: Any = None
     mask: Any = None
     positions: Any = None
+    token_types: Any = None
+    at: Any = None
 
     @classmethod
     def read(cls, inputs: Any) -> 'Sequences':
@@ -115,7 +154,7 @@ def _checked(inputs: Any) -> Sequences:
         if ('tokens' in inputs) == ('vectors' in inputs):
             raise ConfigError(f"{expected}, under 'tokens' or 'vectors', got {sorted(inputs)}")
     sequences = Sequences.read(inputs)
-    ranks = {'vectors': 3}
+    ranks = {'vectors': 3, 'at': 1}
     for name, array in sequences._asdict().items():
         if array is not None and len(array.shape) != ranks.get(name, 2):
             raise ConfigError(f'{expected}, got {name} of shape {array.shape[1:]}; use other data')
@@ -141,16 +180,17 @@ def _vocabulary(config: Config, sequences: Sequences, outputs: int) -> int | Non
             f'{where}: expected the number of token ids, got None; head={config.head!r} does not '
             'tell'
         )
-    if is_tied and config.vocab_size not in (None, outputs):
+    if is_tied and (config.vocab_size or outputs) < outputs:
         raise ConfigError(
-            f'{where}: expected {outputs}, the number of outputs, got {config.vocab_size};'
+            f'{where}: expected at least {outputs}, the number of outputs, got {config.vocab_size};'
             ' leave it out or set tied=False'
         )
     return config.vocab_size or outputs
 
 
 class Transformer(nn.Module):
-    """As `Config` describes it: float32 logits [B, T, O] of head 'tokens', otherwise [B, O].
+    """As `Config` describes it: float32 logits [B, T, O] of head 'tokens', hidden states [B, T, D]
+    of head 'none', otherwise [B, O].
 
     vocabulary: of the token table; None for vectors.
     """
@@ -159,70 +199,96 @@ class Transformer(nn.Module):
     vocabulary: int | None
     max_length: int
     outputs: int
-    dtype: Any
+    dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: Any, train: bool) -> jax.Array:
+    def __call__(self, inputs: Any, train: bool = False) -> jax.Array:
         config = self.config
         sequences = Sequences.read(inputs)
         segments = sequences.visible_segments()
+        table = None
         if self.vocabulary is None:
             embed = Dense(config.width, ('input', 'embed'), kernel_init=KERNEL_INIT, name='embed')
             x = embed(sequences.vectors)
         else:
-            table = Embed(
-                self.vocabulary,
-                config.width,
-                embedding_init=KERNEL_INIT,
-                dtype=self.dtype,
-                name='embed',
-            )
+            table = self._table('embed', self.vocabulary, ('vocab', 'embed'))
             x = table(sequences.tokens)
         x = self._add_positions(x, sequences.positions)
+        if config.token_types is not None:
+            types = sequences.token_types
+            types = jnp.zeros(x.shape[:2], jnp.int32) if types is None else types
+            x = x + self._table('token_types', config.token_types, ('token_type', 'embed'))(types)
+        if config.embedding_norm:
+            x = make_block_norm(config, 'embedding_norm', self.dtype)(x)
         x = run_blocks(
             Dropout(config.dropout)(x, train),
             segments,
             sequences.positions,
             config,
-            causal=config.attention == 'causal',
-            window=config.window,
-            rope_base=config.rope_base if config.positions == 'rope' else None,
+            config.sight,
             train=train,
             dtype=self.dtype,
         )
-        if config.head != 'tokens':
-            x = pool(x, segments, config.head)
-            return Dense(
-                self.outputs, ('embed', 'output'), kernel_init=KERNEL_INIT, name='read_out'
-            )(x)
-        if config.tied:
-            return constrain(table.attend(x), ('batch', 'sequence', 'vocab'))
-        read_out = Dense(
-            self.outputs,
-            ('embed', 'vocab'),
-            use_bias=False,
-            kernel_init=KERNEL_INIT,
-            dtype=self.dtype,
-            result=jnp.float32,
-            name='read_out',
-        )
-        return constrain(read_out(x), ('batch', 'sequence', 'vocab'))
+        if config.head == 'none':
+            return x.astype(jnp.float32)
+        if config.head == 'tokens':
+            return self._logits(x, sequences.at, table)
+        x = pool(x, segments, config.head)
+        if config.pooler:
+            x = jnp.tanh(self._dense('pooler')(x).astype(jnp.float32))
+            x = Dropout(config.dropout)(x, train)
+        return Dense(self.outputs, ('embed', 'output'), kernel_init=KERNEL_INIT, name='read_out')(x)
 
     def _add_positions(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
         if positions is None:
             positions = jnp.arange(x.shape[1])[None]
         if self.config.positions == 'learned':
-            table = Embed(
-                self.max_length,
-                x.shape[-1],
-                axes=('position', 'embed'),
-                embedding_init=KERNEL_INIT,
-                name='positions',
-            )
-            return x + table(positions)
+            return x + self._table('positions', self.max_length, ('position', 'embed'))(positions)
         if self.config.positions == 'sinusoidal':
-            return x + sinusoidal(positions, x.shape[-1])
+            return x + sinusoidal(positions, x.shape[-1]).astype(x.dtype)
         return x
+
+    def _logits(self, x: jax.Array, at: jax.Array | None, table: Embed | None) -> jax.Array:
+        config = self.config
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        if config.head_transform:
+            x = ACTIVATIONS[config.activation](self._dense('head')(x))
+            x = make_block_norm(config, 'head_norm', self.dtype)(x)
+        if config.tied:
+            assert table is not None
+            logits = table.attend(x)[..., : self.outputs]
+        else:
+            logits = Dense(
+                self.outputs,
+                ('embed', 'vocab'),
+                use_bias=False,
+                kernel_init=KERNEL_INIT,
+                dtype=self.dtype,
+                result=jnp.float32,
+                name='read_out',
+            )(x)
+        if config.head_transform:
+            logits += param(self, 'head_bias', zeros, (self.outputs,), ('vocab',))[None, None]
+        if config.logit_soft_cap is not None:
+            logits = config.logit_soft_cap * jnp.tanh(logits / config.logit_soft_cap)
+        return constrain(logits, ('batch', 'sequence', 'vocab'))
+
+    def _table(self, name: str, rows: int, axes: tuple[str, str]) -> Embed:
+        width = self.config.width
+        return Embed(
+            rows, width, axes=axes, embedding_init=KERNEL_INIT, dtype=self.dtype, name=name
+        )
+
+    def _dense(self, name: str) -> Dense:
+        """From the width to the width."""
+        return Dense(
+            self.config.width,
+            ('embed', 'mlp'),
+            kernel_init=KERNEL_INIT,
+            dtype=self.dtype,
+            name=name,
+        )
 
 
 def pool(

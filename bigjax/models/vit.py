@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from bigjax.errors import ConfigError
 from bigjax.models.core import Model, from_linen, require_rows
 from bigjax.nn import blocks
-from bigjax.nn.blocks import KERNEL_INIT, run_blocks
+from bigjax.nn.blocks import KERNEL_INIT, Sight, run_blocks
 from bigjax.nn.dropout import Dropout
 from bigjax.nn.linear import Dense
 from bigjax.nn.params import param
@@ -78,7 +78,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([tokens, x], axis=1)
         positions = param(self, 'positions', KERNEL_INIT, x.shape[1:], ('position', 'embed'))
         x = Dropout(config.dropout)(x + positions[None], train)
-        x = run_blocks(x, None, None, config, train=train, dtype=self.dtype)
+        x = run_blocks(x, None, None, config, Sight(), train=train, dtype=self.dtype)
         x = x.astype(jnp.float32)
         x = x[:, 0] if config.pool == 'token' else x.mean(1)
         return Dense(self.outputs, ('embed', 'output'), kernel_init=KERNEL_INIT, name='read_out')(x)

@@ -1,280 +1,24 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2), and the layer around it.
+"""The attention layer: projections, rotation, and a cache for writing on.
 
-Shapes: B batch, T queries, S keys, H heads, K key heads, G = H / K, C head size, D width, N blocks.
+Shapes: B batch, T sequence, S places of the cache, H heads, K key heads, C head size, D width.
 """
 
-import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bigjax.errors import ConfigError
 from bigjax.nn import initializers
+from bigjax.nn.attend import Dropout, Implementation, Rule, attend, attend_cached
 from bigjax.nn.initializers import Initializer
-from bigjax.nn.linear import SUM_IN_FLOAT32, matmul
+from bigjax.nn.linear import matmul
+from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
-from bigjax.nn.positions import rotate
+from bigjax.nn.positions import Frequencies, rotate
 from bigjax.sharding.rules import constrain
-
-Implementation = Literal['dense', 'chunked', 'cudnn']
-"""For the fields of configs: all logits at once; block by block; cuDNN's kernels, on a GPU."""
-
-BLOCK = 512
-LOWEST = -1e30
-# On a CPU all logits at once are twice as fast as blocks of them at 256 positions, a tenth faster
-# at 1024, and no faster at 2048; but they take memory quadratic in the length.
-DENSE_LENGTH = 512
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
-    logit_soft_cap: float | None = None,
-    implementation: Implementation | None = None,
-) -> jax.Array:
-    """softmax(Q K' / sqrt(C)) V of query [B, T, H, C] and key, value [B, S, K, C]: [B, T, H, C].
-
-    causal: query t sees keys s <= t.
-    window: it sees keys with |t - s| < window.
-    segments: int [B, T], not negative: it sees keys of its own segment, by key_segments [B, S] or
-        the same. A query that sees no key gets zeros.
-    logit_soft_cap: logits become cap * tanh(logits / cap) (Gemma 2, 2024, section 2).
-    implementation: None takes cuDNN where it can, and otherwise goes by length.
-
-    H is a multiple of K: each key head serves H / K heads in a row (Ainslie et al. 2023). Softmax
-    is in float32.
-
-    Raises: ConfigError when 'cudnn' is asked for what it cannot do.
-    """
-    rule = Rule(causal, window, logit_soft_cap)
-    if key_segments is None:
-        key_segments = segments
-    elif segments is None:
-        raise ValueError('key_segments say nothing without segments')
-    implementation = implementation or _fastest(query, key, rule)
-    if implementation == 'cudnn':
-        return _cudnn(query, key, value, rule, segments, key_segments)
-    queries, keys = _heads_first(query, key, value, segments, key_segments)
-    compute = {'dense': _dense, 'chunked': _chunked}[implementation]
-    grouped = compute(queries, keys, rule).astype(query.dtype)
-    return grouped.transpose(0, 3, 1, 2, 4).reshape(query.shape)
-
-
-class Queries(NamedTuple):
-    """The last axis but one is the sequence, in `Keys` too; a first axis of 1 stands for B."""
-
-    vectors: jax.Array  # [B, K, G, T, C], scaled
-    positions: jax.Array  # [1, T, 1]
-    segments: jax.Array | None  # [B, T, 1]
-
-
-class Keys(NamedTuple):
-    """Keys, and the values that they stand for."""
-
-    vectors: jax.Array  # [B, K, S, C]
-    values: jax.Array  # [B, K, S, C]
-    positions: jax.Array  # [1, S, 1]
-    segments: jax.Array | None  # [B, S, 1]
-
-
-class Rule(NamedTuple):
-    """Which keys a query sees, and what its logits are capped at."""
-
-    causal: bool
-    window: int | None
-    soft_cap: float | None
-
-    def visible(self, queries: Queries, keys: Keys) -> jax.Array | None:
-        """Bool [B or 1, T, S]; None when all see all."""
-        ahead = keys.positions.mT - queries.positions
-        masks = []
-        if self.causal:
-            masks.append(ahead <= 0)
-        if self.window is not None:
-            masks.append(abs(ahead) < self.window)
-        if queries.segments is not None and keys.segments is not None:
-            masks.append(queries.segments == keys.segments.mT)
-        return functools.reduce(jnp.logical_and, masks) if masks else None
-
-    def reaches(self, queries: Queries, keys: Keys) -> jax.Array:
-        """Whether any query may see any key, by position alone."""
-        nearest_behind = keys.positions.min() - queries.positions.max()
-        nearest_ahead = keys.positions.max() - queries.positions.min()
-        window = self.window or jnp.iinfo(jnp.int32).max
-        return (nearest_behind < (1 if self.causal else window)) & (nearest_ahead > -window)
-
-
-class Partial(NamedTuple):
-    """Attention to some of the keys, not normalised yet, in float32.
-
-    values [B, K, G, T, C] are weighted by exp(logit - top); total is the sum of the weights. Both
-    top and total are [B, K, G, T].
-    """
-
-    values: jax.Array
-    top: jax.Array
-    total: jax.Array
-
-    def plus(self, other: 'Partial') -> 'Partial':
-        """Of the keys of both."""
-        top = jnp.maximum(self.top, other.top)
-        mine, theirs = jnp.exp(self.top - top), jnp.exp(other.top - top)
-        values = self.values * mine[..., None] + other.values * theirs[..., None]
-        return Partial(values, top, self.total * mine + other.total * theirs)
-
-    def normalized(self) -> jax.Array:
-        """[B, K, G, T, C]; zeros where no key was seen."""
-        return self.values / jnp.where(self.total > 0, self.total, 1)[..., None]
-
-
-def _partial(queries: Queries, keys: Keys, rule: Rule) -> Partial:
-    einsum = functools.partial(
-        jnp.einsum,
-        precision=SUM_IN_FLOAT32.get(keys.vectors.dtype.name),
-        preferred_element_type=jnp.float32,
-    )
-    # The heads of a group are rows of one matrix: with an axis of their own, half as fast on CPU.
-    shape = queries.vectors.shape
-    rows = queries.vectors.reshape(*shape[:2], -1, shape[-1])
-    logits = einsum('bkrc,bksc->bkrs', rows, keys.vectors).reshape(*shape[:-1], -1)
-    if rule.soft_cap is not None:
-        logits = rule.soft_cap * jnp.tanh(logits / rule.soft_cap)
-    visible = rule.visible(queries, keys)
-    if visible is not None:
-        visible = jnp.broadcast_to(visible[:, None, None], logits.shape)
-        logits = jnp.where(visible, logits, -jnp.inf)
-    # The top cancels out in the end. A finite one makes all weights zero where no key is visible.
-    top = lax.stop_gradient(jnp.maximum(logits.max(-1), LOWEST))
-    weights = jnp.exp(logits - top[..., None])
-    total = weights.sum(-1)
-    weights = weights.astype(keys.values.dtype).reshape(*rows.shape[:-1], -1)
-    return Partial(einsum('bkrs,bksc->bkrc', weights, keys.values).reshape(shape), top, total)
-
-
-def _dense(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
-    return _partial(queries, keys, rule).normalized()
-
-
-def _chunked(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
-    """Block by block, with a running maximum and sum, and again in the backward pass: memory linear
-    in T (Rabe & Staats 2021). Blocks out of reach are skipped."""
-    if keys.segments is None and keys.positions.size % BLOCK:  # segment -1 will mark padding
-        queries = queries._replace(segments=jnp.zeros_like(queries.positions))
-        keys = keys._replace(segments=jnp.zeros_like(keys.positions))
-    query_blocks, key_blocks = jax.tree.map(_in_blocks, (queries, keys))
-
-    def of_queries(queries: Queries) -> jax.Array:
-        def add(sum: Partial, keys: Keys) -> tuple[Partial, None]:
-            def more() -> Partial:
-                return sum.plus(_partial(queries, keys, rule))
-
-            return lax.cond(rule.reaches(queries, keys), more, lambda: sum), None
-
-        zeros = jnp.zeros(queries.vectors.shape, jnp.float32)
-        nothing = Partial(zeros, jnp.full_like(zeros[..., 0], LOWEST), zeros[..., 0])
-        return lax.scan(jax.checkpoint(add), nothing, key_blocks)[0].normalized()
-
-    blocks = lax.map(jax.checkpoint(of_queries), query_blocks)
-    return _from_blocks(blocks, queries.positions.size)
-
-
-def _in_blocks(x: jax.Array) -> jax.Array:
-    """[..., T, C] -> [N, ..., T / N, C], padded with -1."""
-    length = x.shape[-2]
-    size = min(BLOCK, length)
-    padding = [(0, 0)] * (x.ndim - 2) + [(0, -length % size), (0, 0)]
-    padded = jnp.pad(x, padding, constant_values=-1)
-    return jnp.moveaxis(padded.reshape(*x.shape[:-2], -1, size, x.shape[-1]), -3, 0)
-
-
-def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
-    """[N, ..., T / N, C] -> [..., T, C] without padding."""
-    x = jnp.moveaxis(blocks, 0, -3)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :length, :]
-
-
-def _heads_first(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segments: jax.Array | None,
-    key_segments: jax.Array | None,
-) -> tuple[Queries, Keys]:
-    batch, length, heads, size = query.shape
-    key_heads = key.shape[2]
-    grouped = query.reshape(batch, length, key_heads, heads // key_heads, size) * size**-0.5
-
-    def at(count: int) -> jax.Array:
-        return jnp.arange(count)[None, :, None]
-
-    def column(ids: jax.Array | None) -> jax.Array | None:
-        return None if ids is None else ids[..., None]
-
-    queries = Queries(grouped.transpose(0, 2, 3, 1, 4), at(length), column(segments))
-    key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
-    return queries, Keys(key, value, at(key.shape[2]), column(key_segments))
-
-
-def _fits_cudnn(query: jax.Array, key: jax.Array, rule: Rule) -> bool:
-    return (
-        jax.default_backend() == 'gpu'
-        and query.dtype in (jnp.bfloat16, jnp.float16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 128
-        and query.shape[1] % 2 == key.shape[1] % 2 == 0
-        and rule.soft_cap is None
-    )
-
-
-def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
-    if _fits_cudnn(query, key, rule):
-        return 'cudnn'
-    return 'dense' if max(query.shape[1], key.shape[1]) <= DENSE_LENGTH else 'chunked'
-
-
-def _cudnn(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    rule: Rule,
-    segments: jax.Array | None,
-    key_segments: jax.Array | None,
-) -> jax.Array:
-    """cuDNN knows causal windows; segments, and windows to both sides, it is given as a mask.
-
-    Raises: ConfigError for what it does not compute.
-    """
-    if not _fits_cudnn(query, key, rule):
-        raise ConfigError(
-            "attention_implementation: 'cudnn' expects a GPU, 16-bit precision, heads of 8 to 128,"
-            f' even lengths and no soft cap, got {jax.default_backend()}, {query.dtype},'
-            f' {query.shape[-1]}, {query.shape[1]}, {rule.soft_cap}; leave it out'
-        )
-    mask, window = None, None
-    if segments is not None or (rule.window and not rule.causal):
-        visible = rule.visible(*_heads_first(query, key, value, segments, key_segments))
-        mask = None if visible is None else visible[:, None]
-    elif rule.window:
-        window = (rule.window - 1, 0)
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        is_causal=rule.causal,
-        local_window_size=window,
-        implementation='cudnn',
-    )
 
 
 class Projection(nn.Module):
@@ -305,12 +49,49 @@ class Projection(nn.Module):
         return y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
 
 
+class Cache(NamedTuple):
+    """Keys and values of the positions seen so far; position p lies at place p mod S.
+
+    With S no less than a layer's window, what a new position writes over was out of sight.
+    """
+
+    keys: jax.Array  # [B, K, S, C]
+    values: jax.Array  # [B, K, S, C]
+    positions: jax.Array  # int32 [B, S]; -1 where empty
+
+    @classmethod
+    def empty(cls, batch: int, places: int, heads: int, size: int, dtype: Any) -> 'Cache':
+        """Of one layer; `heads` are key heads."""
+        vectors = jnp.zeros((batch, heads, places, size), dtype)
+        vectors = constrain(vectors, ('batch', 'kv_heads', 'sequence', 'head_dim'))
+        return cls(vectors, vectors, jnp.full((batch, places), -1, jnp.int32))
+
+    def write(
+        self, key: jax.Array, value: jax.Array, positions: jax.Array, real: jax.Array
+    ) -> 'Cache':
+        """With key and value [B, T, K, C] of `positions` [B, T], where `real` [B, T]."""
+        places = self.positions.shape[1]
+        newest = jnp.where(real, positions, -1).max(1, keepdims=True)
+        stays = real & (positions > newest - places)  # of positions with one place the newest
+        at = jnp.where(stays, positions % places, places)  # one past the end is dropped
+        rows = jnp.arange(at.shape[0])[:, None]
+        return Cache(
+            self.keys.at[rows, :, at].set(key.astype(self.keys.dtype), mode='drop'),
+            self.values.at[rows, :, at].set(value.astype(self.values.dtype), mode='drop'),
+            self.positions.at[rows, at].set(positions, mode='drop'),
+        )
+
+
 class Attention(nn.Module):
     """Self-attention with its projections: [B, T, D] -> [B, T, D].
 
-    rope_base: rotate queries and keys (`positions.rotate`); None for not.
+    frequencies: rotate queries and keys by them (`positions.rotate`); None for not.
+    norm: of queries and keys, over the head size (Henry et al. 2020); None for not.
     out_init: of the projection back to the width.
     The rest is as in `attend`.
+
+    Given a collection 'cache' with a `Cache` under 'seen', the layer writes what it reads there. A
+    single position then attends to all that is there; several at once fill an empty cache.
     """
 
     heads: int
@@ -318,7 +99,12 @@ class Attention(nn.Module):
     head_size: int
     causal: bool = False
     window: int | None = None
-    rope_base: float | None = None
+    stride: int | None = None
+    frequencies: Frequencies | None = None
+    norm: Norm | None = None
+    norm_epsilon: float = 1e-6
+    soft_cap: float | None = None
+    dropout: float = 0.0
     use_bias: bool = True
     kernel_init: Initializer = initializers.lecun()
     out_init: Initializer = initializers.lecun()
@@ -331,23 +117,29 @@ class Attention(nn.Module):
         x: jax.Array,
         segments: jax.Array | None = None,
         positions: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """segments, positions: int [B, T]; one segment, and 0 to T - 1, if not given."""
         query = self._project('query', self.heads, 'heads', x)
         key = self._project('key', self.key_heads, 'kv_heads', x)
         value = self._project('value', self.key_heads, 'kv_heads', x)
-        if self.rope_base is not None:
-            positions = jnp.arange(x.shape[1])[None] if positions is None else positions
-            query, key = (rotate(vectors, positions, self.rope_base) for vectors in (query, key))
-        mixed = attend(
-            query,
-            key,
-            value,
-            causal=self.causal,
-            window=self.window,
-            segments=segments,
-            implementation=self.implementation,
-        )
+        if self.norm is not None:
+            query, key = self._norm('query_norm', query), self._norm('key_norm', key)
+        if positions is None:
+            positions = jnp.arange(x.shape[1])[None]
+        if self.frequencies is not None:
+            query, key = (rotate(v, positions, self.frequencies) for v in (query, key))
+        positions = jnp.broadcast_to(positions, x.shape[:2])
+        seen: Cache | None = None
+        if self.has_variable('cache', 'seen'):
+            real = jnp.ones_like(positions, bool) if segments is None else segments != 0
+            seen = self.get_variable('cache', 'seen').write(key, value, positions, real)
+            self.put_variable('cache', 'seen', seen)
+        if seen is not None and x.shape[1] == 1:
+            rule = Rule(self.causal, self.window, self.stride, self.soft_cap)
+            mixed = attend_cached(query, seen.keys, seen.values, positions, seen.positions, rule)
+        else:
+            mixed = self._attend(query, key, value, segments, train)
         return Projection(
             x.shape[-1:],
             ('heads', 'head_dim', 'embed'),
@@ -357,6 +149,28 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name='out',
         )(mixed)
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segments: jax.Array | None,
+        train: bool,
+    ) -> jax.Array:
+        drops = train and self.dropout > 0
+        return attend(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            window=self.window,
+            stride=self.stride,
+            segments=segments,
+            logit_soft_cap=self.soft_cap,
+            dropout=Dropout(self.dropout, self.make_rng('dropout')) if drops else None,
+            implementation=self.implementation,
+        )
 
     def _project(self, name: str, heads: int, axis: str, x: jax.Array) -> jax.Array:
         project = Projection(
@@ -368,3 +182,8 @@ class Attention(nn.Module):
             name=name,
         )
         return constrain(project(x), ('batch', 'sequence', axis, 'head_dim'))
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        assert self.norm is not None
+        norm = make_norm(self.norm, epsilon=self.norm_epsilon, dtype=self.dtype, name=name)
+        return norm(x)

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 
 from bigjax.nn import initializers
 from bigjax.nn.activations import Activation
-from bigjax.nn.attention import Attention, Implementation
+from bigjax.nn.attend import Implementation
+from bigjax.nn.attention import Attention, Cache
 from bigjax.nn.dropout import Dropout, drop_samples
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import Dense, Hidden
 from bigjax.nn.norms import make_norm
+from bigjax.nn.positions import Frequencies
 from bigjax.schema import Positive, PositiveInt, Rate
 from bigjax.sharding.rules import constrain
 
@@ -39,7 +41,10 @@ class Config:
     mlp: hidden width; None for 4 * width.
     norm_position: 'pre' normalises what a branch reads, 'post' the sum (Xiong et al. 2020).
     bias: in projections and norms.
+    query_key_norm: normalise queries and keys, as `norm` does, over the head size.
+    attention_soft_cap: logits of attention become cap * tanh(logits / cap).
     dropout: of what each branch adds, and of embeddings.
+    attention_dropout: of the weights of attention.
     stochastic_depth: the last block's rate of dropping a branch, from 0 at the first.
     attention_implementation: see `nn.attention.attend`.
     scan: compile one block and loop over stacked parameters; None: when layers > 24.
@@ -58,7 +63,10 @@ class Config:
     norm_position: Literal['pre', 'post'] = 'pre'
     norm_epsilon: Positive = 1e-5
     bias: bool = True
+    query_key_norm: bool = False
+    attention_soft_cap: Positive | None = None
     dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0
     stochastic_depth: Rate = 0.0
     attention_implementation: Implementation | None = None
     scan: bool | None = None
@@ -74,6 +82,10 @@ class Config:
             raise ValueError(
                 f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; change one'
             )
+
+    @property
+    def is_scanned(self) -> bool:
+        return self.layers > UNROLLED_LAYERS if self.scan is None else self.scan
 
     @property
     def key_heads(self) -> int:
@@ -93,16 +105,21 @@ def residual_init(config: Config) -> Initializer:
     return initializers.normal(STDDEV / math.sqrt(2 * config.layers))
 
 
-class Block(nn.Module):
-    """x plus attention, plus an MLP: [B, T, D] -> [B, T, D].
+@dataclass(frozen=True)
+class Sight:
+    """What a position sees and knows of the others; see `nn.attention`."""
 
-    causal, window, rope_base: see `nn.attention`.
-    """
+    causal: bool = False
+    window: int | None = None
+    stride: int | None = None
+    frequencies: Frequencies | None = None
+
+
+class Block(nn.Module):
+    """x plus attention, plus an MLP: [B, T, D] -> [B, T, D]."""
 
     config: Config
-    causal: bool
-    window: int | None
-    rope_base: float | None
+    sight: Sight
     train: bool
     dtype: Any
 
@@ -120,9 +137,11 @@ class Block(nn.Module):
             config.heads,
             config.key_heads,
             config.head_size,
-            causal=self.causal,
-            window=self.window,
-            rope_base=self.rope_base,
+            **vars(self.sight),
+            norm=config.norm if config.query_key_norm else None,
+            norm_epsilon=config.norm_epsilon,
+            soft_cap=config.attention_soft_cap,
+            dropout=config.attention_dropout,
             use_bias=config.bias,
             kernel_init=KERNEL_INIT,
             out_init=residual_init(config),
@@ -130,7 +149,11 @@ class Block(nn.Module):
             dtype=self.dtype,
             name='attention',
         )
-        x = self._add('attention_norm', lambda y: attention(y, segments, positions), x, drop_rate)
+
+        def attend(y: jax.Array) -> jax.Array:
+            return attention(y, segments, positions, self.train)
+
+        x = self._add('attention_norm', attend, x, drop_rate)
         x = self._add('mlp_norm', self._mlp, x, drop_rate)
         return x, None
 
@@ -182,10 +205,8 @@ def run_blocks(
     segments: jax.Array | None,
     positions: jax.Array | None,
     config: Config,
+    sight: Sight,
     *,
-    causal: bool = False,
-    window: int | None = None,
-    rope_base: float | None = None,
     train: bool,
     dtype: Any,
 ) -> jax.Array:
@@ -193,11 +214,11 @@ def run_blocks(
 
     Their parameters are block_0, block_1, ..., or stacked: blocks, with 'layers' for first axis.
     """
-    scan = config.layers > UNROLLED_LAYERS if config.scan is None else config.scan
+    scan = config.is_scanned
     block: Any = Block
     if config.remat != 'none':
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not scan)
-    options = (config, causal, window, rope_base, train, dtype)
+    options = (config, sight, train, dtype)
     drop_rates = config.stochastic_depth * jnp.linspace(0, 1, config.layers)
     x = constrain(x.astype(dtype), ('batch', 'sequence', 'embed'))
     if scan:
@@ -205,7 +226,7 @@ def run_blocks(
             block,
             length=config.layers,
             in_axes=(0, nn.broadcast, nn.broadcast),
-            variable_axes={'params': 0},
+            variable_axes={'params': 0, 'cache': 0},
             split_rngs={'params': True, 'dropout': True},
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
@@ -216,6 +237,16 @@ def run_blocks(
     if config.norm_position == 'pre':
         x = make_block_norm(config, 'final_norm', dtype)(x)
     return x
+
+
+def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:
+    """The collection 'cache' of blocks that have read nothing, for up to `places` positions."""
+    seen = Cache.empty(batch, places, config.key_heads, config.head_size, dtype)
+    layer = {'attention': {'seen': seen}}
+    if config.is_scanned:
+        stacked = jax.tree.map(lambda x: jnp.tile(x, (config.layers,) + (1,) * x.ndim), layer)
+        return {'blocks': stacked}
+    return {f'block_{index}': layer for index in range(config.layers)}
 
 
 REMAT_POLICIES = {

@@ -23,6 +23,7 @@ PARAMETER_RULES: Rules = {
     'output': (),
     'head_dim': (),
     'position': (),
+    'token_type': (),
     'layers': (),
     'kernel_height': (),
     'kernel_width': (),

@@ -357,7 +357,7 @@ def test_the_small_encoder():
         ({'max_length': 4}, 'expected at least 8'),
         ({'head': 'mean'}, 'expected the number of token ids'),
         ({'head': 'first', 'vocab_size': V}, "use 'last'"),
-        ({'vocab_size': 5}, 'expected 11'),
+        ({'vocab_size': 5}, 'expected at least 11'),
         ({'width': 12, 'positions': 'rope'}, 'even head size'),
         ({'attention_implementation': 'cudnn'}, 'expects a GPU'),
     ],

@@ -1,4 +1,4 @@
-from math import erf, exp, sqrt, tanh
+from math import erf, exp, pi, sqrt, tanh
 from typing import get_args
 
 import jax
@@ -18,6 +18,7 @@ def closed_form(name, x):
         'tanh': tanh(x),
         'relu': max(x, 0.0),
         'gelu': x * phi,
+        'gelu_tanh': x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2,
         'silu': x * sigmoid,
         'swiglu': x * sigmoid,  # of the gate
         'geglu': x * phi,

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bigjax.errors import ConfigError
-from bigjax.nn import attention
-from bigjax.nn.attention import Attention, attend
+from bigjax.nn import attend as attention
+from bigjax.nn.attend import attend
+from bigjax.nn.attention import Attention
+from bigjax.nn.positions import Frequencies
 from tests.nn import oracles
 
 B, T, H, K, C = 2, 10, 4, 2, 6
@@ -174,7 +176,7 @@ def test_key_segments_need_segments():
 
 def test_layer_against_its_projections():
     width = 5
-    layer = Attention(H, K, C, causal=True, rope_base=100.0)
+    layer = Attention(H, K, C, causal=True, frequencies=Frequencies(100.0))
     x = RNG.normal(size=(B, T, width)).astype(np.float32)
     positions = np.tile(np.arange(T), (B, 1)) + np.array([[0], [3]])
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.nn.positions import rotate, sinusoidal
+from bigjax.nn.positions import Frequencies, rotate, sinusoidal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)
@@ -16,7 +16,7 @@ def test_rotation_against_complex_numbers():
         1j * POSITIONS[:, :, None, None] * frequencies
     )
     want = np.concatenate([turned.real, turned.imag], -1)
-    got = rotate(jnp.asarray(X), jnp.asarray(POSITIONS), 500.0)
+    got = rotate(jnp.asarray(X), jnp.asarray(POSITIONS), Frequencies(500.0))
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
