@@ -18,14 +18,13 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rich.console import Console
-from rich.text import Text
 
 from bigjax.errors import EXIT_DONE, EXIT_USER_ERROR
 
 GIB = 2**30
 SECONDS = 120  # the first start of a GPU takes tens of seconds
 PLUGINS = ('', 'cuda12', 'cuda12-local', 'cuda13', 'cuda13-local', 'tpu')  # extras of jax
-COLORS = {'ok': 'green', 'warn': 'yellow', 'fail': 'red'}
+STYLES = {'ok': 'default', 'warn': 'yellow', 'fail': 'red'}
 REINSTALL = "install the pinned versions: make setup, or pip install -c constraints.txt -e '.[dev]'"
 
 PROBE = """
@@ -52,10 +51,10 @@ def main(workdir: Path) -> int:
     """Prints the checks, a line each: 0, or 78 if one fails."""
     findings = checks(workdir)
     for check in findings:
-        line = Text(f'{check.status:4}', COLORS[check.status])
-        cure = f'; {check.cure}' if check.cure else ''
-        line.append(f'  {check.name}: {check.found}{cure}', 'default')
-        Console().print(line, soft_wrap=True)
+        line = f'{check.status:4}  {check.name}: {check.found}'
+        line += f'; {check.cure}' if check.cure else ''
+        style = STYLES[check.status]
+        Console().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
     return EXIT_USER_ERROR if any(check.status == 'fail' for check in findings) else EXIT_DONE
 
 

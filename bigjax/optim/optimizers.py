@@ -228,14 +228,6 @@ def cocob(parts: Parts, *, alpha: Positive = 100.0, eps: Positive = 1e-8) -> Gra
 
 
 OPTIMIZERS: dict[str, Entry] = {
-    'sgd': sgd,
-    'momentum': momentum,
-    'nesterov': nesterov,
-    'signum': signum,
-    'lion': lion,
-    'adagrad': adagrad,
-    'adadelta': adadelta,
-    'rmsprop': rmsprop,
     'adam': _adam(optax.scale_by_adam),  # Kingma & Ba 2015, algorithm 1
     'adamw': _adam(optax.scale_by_adam, decoupled=True),  # Loshchilov & Hutter 2019
     'amsgrad': _adam(optax.scale_by_amsgrad),  # Reddi et al. 2018
@@ -246,21 +238,14 @@ OPTIMIZERS: dict[str, Entry] = {
     'yogi': _adam(optax.scale_by_yogi, eps=1e-3),  # Zaheer et al. 2018, algorithm 2
     'adabelief': _adam(optax.scale_by_belief, decoupled=True, eps=1e-16),  # Zhuang et al. 2020
     'adopt': _adam(contrib.scale_by_adopt, decoupled=True, b2=0.9999, eps=1e-6),  # Taniguchi 2024
-    'adan': adan,
-    'ademamix': ademamix,
-    'adafactor': adafactor,
-    'sm3': sm3,
-    'novograd': novograd,
-    'lamb': lamb,
-    'lars': lars,
-    'fromage': fromage,
-    'muon': muon,
-    'madgrad': madgrad,
-    'prodigy': prodigy,
-    'dog': dog,
-    'dowg': dowg,
-    'cocob': cocob,
 }
+OPTIMIZERS |= {
+    entry.__name__: entry
+    for entry in (
+        sgd, momentum, nesterov, signum, lion, adagrad, adadelta, rmsprop, adan, ademamix,
+        adafactor, sm3, novograd, lamb, lars, fromage, muon, madgrad, prodigy, dog, dowg, cocob,
+    )
+}  # fmt: skip
 
 
 def build(

@@ -1,7 +1,7 @@
 """Figures of a run: numbers in, a matplotlib `Figure` out, nothing read and nothing global kept.
 
-House style: colours of Okabe and Ito (2008), which survive colour blindness; a light grid, no
-frame, one idea a panel. Names from data are drawn as they are: `$` starts no formula.
+House style (plots.mplstyle): colours of Okabe and Ito (2008), which survive colour blindness; a
+light grid, no frame, one idea a panel. Names from data are drawn as they are: `$` starts no formula.
 """
 
 import warnings
@@ -23,41 +23,17 @@ from matplotlib.ticker import (
 )
 
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
-BLACK, GREY, SLATE = '#24292F', '#8C959F', '#57606A'
+BLACK, GREY = '#24292F', '#8C959F'
 DASHED = (0, (4, 3))
 SPLIT_COLORS = {'train': BLUE, 'val': ORANGE, 'test': GREEN}
 
-STYLE: Any = {
-    'axes.axisbelow': True,
-    'axes.edgecolor': GREY,
-    'axes.grid': True,
-    'axes.labelcolor': SLATE,
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlelocation': 'left',
-    'axes.titlesize': 10.5,
-    'axes.titleweight': 'bold',
-    'figure.constrained_layout.use': True,
-    'figure.constrained_layout.wspace': 0.06,
-    'figure.constrained_layout.hspace': 0.06,
-    'figure.facecolor': 'white',
-    'font.size': 9.5,
-    'grid.color': '#E7EAED',
-    'grid.linewidth': 0.8,
-    'legend.frameon': False,
-    'lines.linewidth': 1.6,
-    'savefig.dpi': 150,
-    'text.color': BLACK,
-    'text.parse_math': False,
-    'xtick.color': SLATE,
-    'ytick.color': SLATE,
-}
-styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(fname=Path(__file__).with_name('plots.mplstyle'))
 
 Numbers = Sequence[float] | np.ndarray
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Metrics by key such as `val/loss`: steps and values."""
 
+DPI = 150
 SMALL_PANELS = {
     'train/learning_rate': 'learning rate',
     'perf/tokens_per_second': 'tokens a second',
@@ -73,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write `figure` as PNG."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing')  # class names in any script
-        figure.savefig(path, format='png')
+        figure.savefig(path, format='png', dpi=DPI)
 
 
 @styled

@@ -29,16 +29,6 @@ from bigjax.train.writers import Row, columns, read_events, read_metrics, replac
 HEADLINES = ('accuracy', 'auc', 'r2', 'bits_per_byte', 'perplexity', 'loss')
 """What sums a run up, the first that it has, unless its config says otherwise."""
 
-CAPTIONS = {
-    'curves': 'Training and validation over steps; a diamond marks the test result.',
-    'confusion_matrix': 'Rows are targets, columns predictions.',
-    'roc_curve': 'Receiver operating characteristic; chance is the dashed diagonal.',
-    'precision_recall': 'Precision against recall; AP is the average precision.',
-    'calibration': 'Reliability: on the dashed diagonal, confidence is what it claims to be.',
-    'f1_per_class': 'F1 of each class, the lowest first.',
-    'predicted_vs_actual': 'Each point an example; on the dashed diagonal the prediction is exact.',
-}
-
 
 @dataclass(frozen=True)
 class Run:
@@ -159,8 +149,7 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         splits=splits,
         rows=rows,
         figures=[
-            {'png': png, 'caption': CAPTIONS[name], 'width': _css_width(png)}
-            for name, png in images.items()
+            {'name': name, 'png': png, 'width': _css_width(png)} for name, png in images.items()
         ],
         samples=_samples(run),
         config=_config_sections(run.config),
@@ -213,7 +202,7 @@ def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 def _css_width(png: bytes) -> int:
     """The width at which all figures have text of the same size, that of the page."""
-    return round(Image.open(io.BytesIO(png)).width * 96 / plots.STYLE['savefig.dpi'])
+    return round(Image.open(io.BytesIO(png)).width * 96 / plots.DPI)
 
 
 def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str, bool]]]:

@@ -16,8 +16,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Sink(NamedTuple):
     close: Callable[[], None]
 
 
-class Writer:
+class Writer(AbstractContextManager):
     """The metrics, events and sinks of one attempt at a run; use it as a context manager.
 
     Opening it after a crash mends the files: a torn last line goes, and so do the metrics past
@@ -89,16 +90,10 @@ class Writer:
         row['details'] = json.loads(plain, parse_constant=lambda name: str(float(name)))
         self._events.write(_dumps(row))
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._each_sink(lambda sink: sink.close())
         self._metrics.close()
         self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _each_sink(self, call: Callable[[Sink], None]) -> None:
         for name, sink in list(self._sinks.items()):
