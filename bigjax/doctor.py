@@ -8,22 +8,19 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from rich.console import Console
 
 from bigjax.errors import EXIT_DONE, EXIT_USER_ERROR
 
 GIB = 2**30
 SECONDS = 120  # the first start of a GPU takes tens of seconds
-PLUGINS = ('', 'cuda12', 'cuda12-local', 'cuda13', 'cuda13-local', 'tpu')  # extras of jax
+PACKAGES = ('bigjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 STYLES = {'ok': 'default', 'warn': 'yellow', 'fail': 'red'}
 REINSTALL = "install the pinned versions: make setup, or pip install -c constraints.txt -e '.[dev]'"
 
@@ -64,37 +61,17 @@ def checks(workdir: Path) -> list[Check]:
 
 
 def packages() -> Check:
-    """bigjax and all it needs, directly or not, are there in versions that fit one another."""
-    if _version('bigjax') is None:
-        return Check('packages', 'warn', 'bigjax is not installed, it runs from source', REINSTALL)
-    if misfits := list(_misfits('bigjax', set())):
-        return Check('packages', 'fail', '; '.join(misfits), REINSTALL)
-    shown = ('bigjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    versions = [f'python {platform.python_version()}', *(f'{p} {_version(p)}' for p in shown)]
-    return Check('packages', 'ok', ', '.join(versions))
-
-
-def _misfits(package: str, seen: set[str]) -> Iterator[str]:
-    """What `package`, and what it needs in turn, ask of other packages and do not get."""
-    seen.add(canonicalize_name(package))
-    for needed in map(Requirement, metadata.requires(package) or ()):
-        found = _version(needed.name)
-        extras = PLUGINS if found else ('',)  # of the plugins those count that are installed
-        if needed.marker and not any(needed.marker.evaluate({'extra': e}) for e in extras):
-            continue
-        if found is None:
-            yield f'{package} needs {needed.name}, which is not installed'
-        elif not needed.specifier.contains(found, prereleases=True):
-            yield f'{package} needs {needed.name} {needed.specifier}, not {found}'
-        elif canonicalize_name(needed.name) not in seen:
-            yield from _misfits(needed.name, seen)
-
-
-def _version(package: str) -> str | None:
+    """bigjax is installed, and all that is has what it needs, in versions that fit one another."""
     try:
-        return metadata.version(package)
+        metadata.version('bigjax')
     except metadata.PackageNotFoundError:
-        return None
+        return Check('packages', 'warn', 'bigjax is not installed, it runs from source', REINSTALL)
+    pip = subprocess.run([sys.executable, '-m', 'pip', 'check'], capture_output=True, text=True)
+    if pip.returncode != 0:
+        found = '; '.join((pip.stdout or pip.stderr).splitlines())
+        return Check('packages', 'fail' if pip.stdout else 'warn', found, REINSTALL)
+    versions = [f'{name} {metadata.version(name)}' for name in PACKAGES]
+    return Check('packages', 'ok', f'python {platform.python_version()}, {", ".join(versions)}')
 
 
 def devices() -> Check:

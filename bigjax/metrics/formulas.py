@@ -90,6 +90,11 @@ def f1(outcomes: Outcomes) -> np.ndarray:
     return ratio(right, right + outcomes.false_positive + outcomes.false_negative, undefined=0)
 
 
+def confusion_matrix(outcomes: Outcomes) -> np.ndarray:
+    """Of classes [C, C], of labels [*labels, 2, 2]: a row a target, a column a prediction."""
+    return outcomes.confusion
+
+
 def accuracy(outcomes: Outcomes) -> Any:
     """The part that is right, averaged over labels."""
     matrices = outcomes.confusion

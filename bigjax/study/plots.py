@@ -1,7 +1,7 @@
 """Figures of a run: numbers in, a matplotlib `Figure` out, nothing read and nothing global kept.
 
 House style (plots.mplstyle): colours of Okabe and Ito (2008), which survive colour blindness; a
-light grid, no frame, one idea a panel. Names from data are drawn as they are: `$` starts no formula.
+light grid, no frame, one idea a panel; names from data drawn as they are: `$` starts no formula.
 """
 
 import warnings
