@@ -37,10 +37,7 @@ class MetricGroup:
 
 
 def make(
-    names: Iterable[str],
-    kind: str,
-    num_classes: int = 1,
-    token_bytes: ArrayLike | None = None,
+    names: Iterable[str], kind: str, num_classes: int = 1, token_bytes: ArrayLike | None = None
 ) -> dict[str, MetricGroup]:
     """The groups that hold the metrics `names` of a `kind` of task (a key of KINDS).
 

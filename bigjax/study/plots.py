@@ -11,16 +11,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    EngFormatter,
-    FuncFormatter,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-)
 
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 BLACK, GREY = '#24292F', '#8C959F'
@@ -62,19 +56,19 @@ def learning_curves(series: Series, results: Mapping[str, float] | None = None) 
     heights = [2.9] * len(main) + [1.7] * len(small)
     figure = Figure(figsize=(9.2, sum(heights)))
     for name, ax in figure.subplot_mosaic([*main, *small], height_ratios=heights).items():
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.yaxis.set_major_formatter('{x:,g}')
         ax.set_xlabel('step')
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
         if name not in SMALL_PANELS:
             _metric_panel(ax, name, series, results or {})
             continue
         ax.plot(*series[name], color=GREY, linewidth=1.3)
         ax.set_title(SMALL_PANELS[name], fontsize=9, fontweight='normal')
         ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.yaxis.set_major_locator(ticker.MaxNLocator(3))
         if name.startswith('perf/'):
-            ax.yaxis.set_major_formatter(EngFormatter(sep=' '))
+            ax.yaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
     return figure
 
 
@@ -98,15 +92,11 @@ def _metric_panel(ax: Axes, name: str, series: Series, results: Mapping[str, flo
     every = every[np.isfinite(every)]
     if name == 'loss' and every.size and every.min() > 0 and every.max() > LOG_RANGE * every.min():
         ax.set_yscale('log')
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+        ax.yaxis.set_major_formatter('{x:,g}')
     ax.set_title(name)
     if curves:
         ax.legend()
-
-
-def _plain(value: float, _: int | None) -> str:
-    return f'{value:,g}'
 
 
 @styled
@@ -130,7 +120,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] = ()) -> Fig
     ax.grid(visible=False)
     ax.tick_params(length=0)
     if size > ANNOTATED_CLASSES:
-        bar = figure.colorbar(image, shrink=0.7, pad=0.02, format=PercentFormatter(1))
+        bar = figure.colorbar(image, shrink=0.7, pad=0.02, format=ticker.PercentFormatter(1))
         bar.set_label('share of the target')
         return figure
     font = min(9.0, 72 * side / size / 4.2)
@@ -179,8 +169,8 @@ def calibration(confidence: Numbers, accuracy: Numbers, count: Numbers) -> Figur
     upper.set(ylabel='accuracy', ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
     lower.bar(xs, counts, width=0.03, color=GREY)
     lower.set(xlabel='confidence', ylabel='examples')
-    lower.yaxis.set_major_formatter(EngFormatter(sep=' '))
-    lower.yaxis.set_major_locator(MaxNLocator(2))
+    lower.yaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
+    lower.yaxis.set_major_locator(ticker.MaxNLocator(2))
     return figure
 
 
