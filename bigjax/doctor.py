@@ -14,14 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from bigjax.errors import EXIT_DONE, EXIT_USER_ERROR
 
 GIB = 2**30
 SECONDS = 120  # the first start of a GPU takes tens of seconds
 PACKAGES = ('bigjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-STYLES = {'ok': 'default', 'warn': 'yellow', 'fail': 'red'}
 REINSTALL = "install the pinned versions: make setup, or pip install -c constraints.txt -e '.[dev]'"
 
 PROBE = """
@@ -49,9 +46,7 @@ def main(workdir: Path) -> int:
     findings = checks(workdir)
     for check in findings:
         line = f'{check.status:4}  {check.name}: {check.found}'
-        line += f'; {check.cure}' if check.cure else ''
-        style = STYLES[check.status]
-        Console().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        print(f'{line}; {check.cure}' if check.cure else line)
     return EXIT_USER_ERROR if any(check.status == 'fail' for check in findings) else EXIT_DONE
 
 

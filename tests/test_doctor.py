@@ -215,18 +215,6 @@ def test_exit_code_and_plain_lines(monkeypatch, capsys, tmp_path, worst, code):
     assert lines == ['ok    python: 3.12', f'{worst:4}  disk: full; free some']
 
 
-def test_terminal_shows_colours_and_keeps_brackets(monkeypatch, capsys, tmp_path):
-    findings = [doctor.Check('devices', 'fail', 'no [gpu]', 'install .[cuda]')]
-    monkeypatch.setattr(doctor, 'checks', lambda workdir: findings)
-    monkeypatch.setenv('FORCE_COLOR', '1')
-    monkeypatch.setenv('COLUMNS', '120')
-    doctor.main(tmp_path)
-    printed = capsys.readouterr().out
-    assert 'no [gpu]' in printed
-    assert 'install .[cuda]' in printed
-    assert '\x1b[31mfail' in printed
-
-
 def test_every_check_of_this_machine_has_a_cure_or_is_fine(tmp_path):
     findings = doctor.checks(tmp_path)
     assert len({check.name for check in findings}) == len(findings) == 5

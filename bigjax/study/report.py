@@ -90,10 +90,8 @@ def read(workdir: Path) -> Run:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as error:
         raise DataError(f'{path}: not JSON ({error}); restore or delete it') from None
 
@@ -114,9 +112,8 @@ def draw(run: Run) -> dict[str, Figure]:
     if 'f1_per_class' in curves:
         figures['f1_per_class'] = plots.per_class_bars(curves['f1_per_class'], names)
     if 'predicted' in curves:
-        figures['predicted_vs_actual'] = plots.predicted_vs_actual(
-            curves['actual'], curves['predicted']
-        )
+        actual, predicted = curves['actual'], curves['predicted']
+        figures['predicted_vs_actual'] = plots.predicted_vs_actual(actual, predicted)
     return figures
 
 
@@ -158,10 +155,8 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
     )
 
 
-def _headline(
-    run: Run, splits: list[str], rows: dict[str, dict[str, float]]
-) -> dict[str, Any] | None:
-    """The one number: of the metric that the config cares for, on the split that counts most."""
+def _headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
+    """The one number, or None: of the metric that the config asks for, on the last split it has."""
     best = run.config.get('checkpoint', {}).get('best') or ''
     asked = run.config.get('eval', {}).get('metrics', ())
     for name in (best.partition('/')[2], *asked, *HEADLINES):

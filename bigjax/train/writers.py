@@ -56,9 +56,8 @@ class Writer(AbstractContextManager):
         restored_step: int | None = None,
         sinks: Mapping[str, Sink] | None = None,
     ):
-        metrics, events = (
-            workdir / name if workdir else Path(os.devnull) for name in (METRICS, EVENTS)
-        )
+        nowhere = Path(os.devnull)
+        metrics, events = (workdir / METRICS, workdir / EVENTS) if workdir else (nowhere, nowhere)
         self._sinks = dict(sinks or {})
         past, _ = _mend(events, lambda row: True)
         self.attempt = 1 + max((row['attempt'] for row in past), default=0)
@@ -158,10 +157,7 @@ def weights_and_biases(workdir: Path, restored_step: int | None, config: Mapping
     return Sink(lambda step, metrics: run.log({'step': step, **metrics}), run.finish)
 
 
-SINKS: Mapping[str, Callable[[Path, int | None, Mapping[str, Any]], Sink]] = {
-    'tensorboard': tensorboard,
-    'wandb': weights_and_biases,
-}
+SINKS = {'tensorboard': tensorboard, 'wandb': weights_and_biases}
 
 
 def read_metrics(workdir: Path) -> list[Row]:
