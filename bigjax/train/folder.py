@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,9 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of the code, marked `+` if the tree has changes; None outside a checkout."""
+    command = ['git', 'describe', '--always', '--abbrev=12', '--dirty=+']
     folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ['git', 'describe', '--always', '--abbrev=12', '--dirty=+'],
-            cwd=folder, capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5)
+        return git.stdout.strip() or None
+    return None
