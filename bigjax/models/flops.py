@@ -1,7 +1,10 @@
-"""Floating-point operations, counted in the program.
+"""Floating-point operations: counted in the program, and by the conventions of the literature.
 
 `count` adds up the matrix products and convolutions of a traced function, 2 for each multiply and
-add, loops multiplied out and recomputation included. Elementwise work is left out.
+add, loops multiplied out and recomputation included. Elementwise work is left out. The other
+functions are formulas; they disagree on purpose, so print which one a figure comes from.
+
+Shapes: B batch, T queries, S keys, H heads, C head size.
 """
 
 import math
@@ -11,6 +14,8 @@ from typing import Any
 
 import jax
 from jax.extend import core
+
+from bigjax import trees
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ def _convolution(equation: Any) -> int:
 
 
 def _fused_attention(products: int) -> Callable[[Any], int]:
-    """`products` of [queries, size] by [size, keys] a head: two forward, five backward (one is
-    recomputed)."""
+    """`products` of [T, C] by [C, S] a head: two forward, five backward (one is recomputed)."""
 
     def flops(equation: Any) -> int:
         query, key = (variable.aval.shape for variable in equation.invars[:2])
@@ -95,3 +99,69 @@ PRODUCTS: dict[str, Callable[[Any], int]] = {
     'dot_product_attention_fwd_wrapper': _fused_attention(2),  # cuDNN's
     'dot_product_attention_bwd_wrapper': _fused_attention(5),
 }
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters, by the ways of counting that the formulas below ask for.
+
+    total: all of them.
+    nonembedding: without tables of tokens and positions and the read-out to tokens (Kaplan et al.).
+    matmul: matrices that multiply activations, the read-out included, look-ups not.
+    without_lookups: total less the tables that are only looked up.
+    """
+
+    total: int
+    nonembedding: int
+    matmul: int
+    without_lookups: int
+
+
+def parameter_counts(params: Any, axes: Any, tied_head: bool) -> ParameterCounts:
+    """Counts of the tree `params` (arrays or shapes) with its logical `axes`.
+
+    tied_head: the token table is the read-out too, so it multiplies activations.
+    """
+    names = trees.names(params)
+    leaves = zip(names, jax.tree.leaves(params), jax.tree.leaves(axes), strict=True)
+    total = nonembedding = matmul = lookups = 0
+    for name, leaf, leaf_axes in leaves:
+        size = math.prod(leaf.shape)
+        is_position = 'position' in leaf_axes
+        is_table = tuple(leaf_axes) == ('vocab', 'embed')
+        total += size
+        nonembedding += size * (not is_position and 'vocab' not in leaf_axes)
+        matmul += size * (name.endswith('kernel') or (is_table and tied_head))
+        lookups += size * (is_position or (is_table and not tied_head))
+    return ParameterCounts(total, nonembedding, matmul, total - lookups)
+
+
+def six_n(parameters: int, tokens: int) -> int:
+    """6 N D, training. N is `matmul` (our default), or `nonembedding` (Kaplan et al. 2020, 2.1)."""
+    return 6 * parameters * tokens
+
+
+def palm(
+    parameters: int, layers: int, width: int, context: int, tokens: int, causal: bool = False
+) -> int:
+    """(6 N + 12 L d T) D, training (Chowdhery et al. 2022, appendix B); causal counts half of T.
+
+    N is `without_lookups`, d the heads times the head size.
+    """
+    attention = (6 if causal else 12) * layers * width * context
+    return (6 * parameters + attention) * tokens
+
+
+def chinchilla(
+    layers: int, width: int, mlp: int, heads: int, vocabulary: int, context: int, tokens: int
+) -> int:
+    """Training, embeddings and softmax included (Hoffmann et al. 2022, appendix F).
+
+    `tokens` is taken as whole sequences of `context`, of which it must be a multiple.
+    """
+    embeddings = 2 * context * vocabulary * width
+    projections = 8 * context * width**2
+    attention = 4 * context**2 * width + 3 * heads * context**2
+    dense = 4 * context * width * mlp
+    forward = 2 * embeddings + layers * (projections + attention + dense)
+    return 3 * forward * (tokens // context)

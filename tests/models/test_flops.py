@@ -114,6 +114,9 @@ def test_gpt2_agrees_with_the_literature():
         jax.grad(lambda params, tokens: forward(params, tokens).sum()), variables['params'], tokens
     )
     assert both.flops == 874_944_921_600
+    counts = flops.parameter_counts(variables['params'], model.axes['params'], tied_head=True)
+    assert counts.total == 124_337_664
+    assert flops.palm(counts.without_lookups, 12, 768, 1024, 1024) == 875_062_886_400
 
 
 def forward_flops(model, tokens):
@@ -126,3 +129,33 @@ def forward_flops(model, tokens):
 def test_scanned_layers_count_like_unrolled_ones():
     one, other = (forward_flops(build(layers=3, scan=scan), TOKENS) for scan in (True, False))
     assert one == other
+
+
+def test_parameters_by_convention():
+    """Width 16, 2 layers, MLP 24, 8 positions, 11 tokens."""
+    matrices = 2 * (4 * 16 * 16 + 2 * 16 * 24)
+    vectors, table, positions = 5 * 16, 11 * 16, 8 * 16
+    for tied, scan in ((True, False), (False, True)):
+        model = build(bias=False, norm='rms', tied=tied, scan=scan)
+        found = flops.parameter_counts(model.abstract()['params'], model.axes['params'], tied)
+        assert found == flops.ParameterCounts(
+            total=matrices + vectors + positions + table * (1 if tied else 2),
+            nonembedding=matrices + vectors,
+            matmul=matrices + table,
+            without_lookups=matrices + vectors + table,
+        )
+
+
+def test_formulas():
+    assert flops.six_n(10, 7) == 420
+    assert flops.palm(10, 2, 4, 8, tokens=3) == (60 + 12 * 2 * 4 * 8) * 3
+    assert flops.palm(10, 2, 4, 8, tokens=3, causal=True) == (60 + 6 * 2 * 4 * 8) * 3
+
+
+def test_chinchilla_is_our_count_with_the_embedding_and_softmax():
+    sizes = {'layers': 3, 'width': 16, 'mlp': 24, 'heads': 4}
+    ours = forward_flops(build(**sizes), TOKENS[:1])
+    length, vocabulary = 8, 11
+    extra = 2 * length * vocabulary * 16 + 3 * (3 * 4 * length**2)
+    found = flops.chinchilla(**sizes, vocabulary=vocabulary, context=length, tokens=5 * length)
+    assert found == 5 * 3 * (ours + extra)
