@@ -37,8 +37,8 @@ NOT_LIBRARY = {
     'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'turtledemo',
     '__pycache__',
 }  # fmt: skip
-SPLITS = ('train', 'val', 'validation', 'test')
-"""What `{split}` may stand for."""
+SPLITS = {'train': ('train',), 'val': ('val', 'validation', 'valid', 'dev'), 'test': ('test',)}
+"""What `{split}` in a path may stand for."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,11 @@ def find(
         if scheme in _DATA_SETS:
             parts = _DATA_SETS[scheme](name)
         else:
-            splits = SPLITS if '{split}' in path else ('train',)
-            files = {split: _files(path.replace('{split}', split), pattern) for split in splits}
+            splits = SPLITS if '{split}' in path else {'train': ('train',)}
+            files = {
+                split: [f for name in names for f in _files(path.replace('{split}', name), pattern)]
+                for split, names in splits.items()
+            }
             if not files['train']:
                 wanted = path.replace('{split}', 'train')
                 raise DataError(f'config.data.path: no file matches {wanted!r}')

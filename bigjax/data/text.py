@@ -15,10 +15,13 @@ from typing import Literal
 import jax
 import numpy as np
 
+from bigjax import schema
+from bigjax.config import DataConfig
 from bigjax.data import cache, corpus, packing, records
 from bigjax.data.core import ArraySource, Dataset, DataSpec, Source, Transform, everything
 from bigjax.data.records import Column, Document
 from bigjax.data.tokenizers import TokenizerConfig
+from bigjax.errors import ConfigError
 from bigjax.schema import PositiveInt
 
 
@@ -59,13 +62,7 @@ def load(config: Config) -> Dataset:
 
     Raises: ConfigError, DataError, EnvironmentProblem.
     """
-    tokens = corpus.tokenised(
-        records.find(config.path, config.pattern, config.document),
-        config.column,
-        config.tokenizer,
-        cache.root(config.cache_dir),
-        {'document': config.document},
-    )
+    tokens = _corpus(config)
     tokenizer, few = tokens.tokenizer, tokens.few
     length, isolated = config.sequence_length, config.packing != 'stream'
     separated = bool(corpus.framing(tokenizer)[0])
@@ -98,6 +95,28 @@ def load(config: Config) -> Dataset:
         tokenizer=tokenizer,
         ordered=few,
         fractions={'val': 0.05, 'test': 0.05},
+    )
+
+
+def summary(data: DataConfig) -> str:
+    """Tokenises the text of a data section, and says what there is of it and where it lies.
+
+    Raises: ConfigError for another data set; ConfigError, DataError, EnvironmentProblem of `load`.
+    """
+    if data.name != 'text':
+        raise ConfigError(f"config.data.name: only 'text' is tokenised beforehand, not {data.name}")
+    tokens = _corpus(schema.build(Config, data.options, 'config.data'))
+    counts = ', '.join(f'{count:,} {what}' for what, count in tokens.counts.items())
+    return f'{counts} in {tokens.folder}'
+
+
+def _corpus(config: Config) -> corpus.Corpus:
+    return corpus.tokenised(
+        records.find(config.path, config.pattern, config.document),
+        config.column,
+        config.tokenizer,
+        cache.root(config.cache_dir),
+        {'document': config.document},
     )
 
 
