@@ -41,7 +41,6 @@ LAYOUT = 1
 FEW = 20
 """Fewer documents than this are not dealt out whole: they are split in pieces, in their order."""
 
-FEW_PIECES = 1000
 PIECE = 2**20
 SHARD = 2**26
 BATCH = 2**22
@@ -137,7 +136,7 @@ def _build(
     if not first:
         raise DataError(f'{everything[0].where}: the text is empty')
     few = len(first) < FEW
-    piece = max(1, sum(map(len, first)) // FEW_PIECES) if few else PIECE
+    piece = _fine(sum(map(len, first))) if few else PIECE
 
     shards: list[dict] = []
     with _Progress(sum(part.size for part in everything)) as progress:
@@ -164,14 +163,20 @@ Piece = tuple[str, bool, bool]
 """A text, whether a document begins with it, and whether one ends."""
 
 
+def _fine(length: int) -> int:
+    """The size of pieces for splits by the thousandth; shorter texts keep their lines instead."""
+    return max(length // 1000, min(200, length // 20), 1)
+
+
 def _cut(text: str, size: int) -> Iterator[str]:
     """Pieces of `size` characters or somewhat more."""
     start = 0
     while len(text) - start > size:
         near = start + size
-        found = (pattern.search(text, near, near + max(size, 200)) for pattern in CUTS)
+        far = near + size
+        found = (pattern.search(text, near, far) for pattern in CUTS)
         match = next((match for match in found if match), None)
-        stop = match.start() if match else near
+        stop = match.start() if match else near if far < len(text) else len(text)
         yield text[start:stop]
         start = stop
     if start < len(text):
