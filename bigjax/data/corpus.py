@@ -141,10 +141,9 @@ def _build(
     shards: list[dict] = []
     with _Progress(sum(part.size for part in everything)) as progress:
         for split, some in parts.items():
-            cut = (_cut(text, piece) for text in documents(some))
-            flags = ((text, not i, last) for one in cut for i, text, last in _numbered(one))
-            for batches in _grouped(flags, SHARD):
-                shards.append(_shard(folder, len(shards), split, batches, tokenizer, progress))
+            cut = chain.from_iterable(_pieces(text, piece) for text in documents(some))
+            for group in _grouped(cut, SHARD):
+                shards.append(_shard(folder, len(shards), split, group, tokenizer, progress))
     counts = {
         name: sum(shard[name] for shard in shards) for name in ('documents', 'tokens', 'bytes')
     }
@@ -183,13 +182,9 @@ def _cut(text: str, size: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _numbered(texts: Iterator[str]) -> Iterator[tuple[int, str, bool]]:
-    """Each with its number, and whether it is the last."""
-    index, text = 0, next(texts)
-    for following in texts:
-        yield index, text, False
-        index, text = index + 1, following
-    yield index, text, True
+def _pieces(text: str, size: int) -> Iterator[Piece]:
+    cut = list(_cut(text, size))
+    return ((piece, i == 0, i == len(cut) - 1) for i, piece in enumerate(cut))
 
 
 def _grouped(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:

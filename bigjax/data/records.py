@@ -215,11 +215,11 @@ def _table(file: str, columns: Columns, header: bool | None) -> Iterator[tuple]:
 def _tfds(name: str) -> dict[str, list[Part]]:
     from bigjax.data import tfds
 
-    builder = tfds.prepared_builder(name, None)
+    builder = tfds.prepared_builder(name, os.environ.get('TFDS_DATA_DIR'))
 
     def read(split: str, columns: Columns) -> Iterator[tuple]:
         _require_columns(columns, list(builder.info.features), f'tfds:{name}')
-        for record in builder.as_data_source(split, file_format='array_record'):
+        for record in tfds.records_of(builder, split):
             values = (record[column] for column in columns)
             yield tuple(v.decode() if isinstance(v, bytes) else v for v in values)
 

@@ -116,6 +116,16 @@ def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     return builder
 
 
+def records_of(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """Random access to the records of a split, their images still encoded."""
+    still_encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+
+
 def split_key(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
     """Plain values that change when the records of a split do."""
     info = builder.info
@@ -206,11 +216,6 @@ def _decoded(
 ) -> Iterator[Batch]:
     """Batches of all records. Raises: DataError naming a record that cannot be read."""
     where = f'{builder.data_path}, split {split!r}'
-    still_encoded = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
 
     def decode(start: int) -> Batch:
         rows: dict[str, list] = {role: [] for role in names}
@@ -224,7 +229,7 @@ def _decoded(
         return {role: np.stack(values) for role, values in rows.items()}
 
     try:
-        records = builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+        records = records_of(builder, split)
         yield from cache.parallel(decode, range(0, len(records), CHUNK))
     except RuntimeError as error:  # array_record's own, with the byte offset in its message
         raise DataError(f'{where}: {error}; move it away and prepare it again') from error

@@ -243,15 +243,8 @@ class SentencePiece:
         return rows
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        ids = [int(i) for i in ids]
-        if skip_special:
-            return self.model.decode([i for i in ids if not self.model.is_control(i)])
-        controls = self.model.is_control
-        runs = itertools.groupby(ids, key=controls)
-        return ''.join(
-            ''.join(map(self.model.id_to_piece, run)) if special else self.model.decode(list(run))
-            for special, run in runs
-        )
+        ids = [int(i) for i in ids]  # control tokens have no text: skipped or not, none is shown
+        return self.model.decode(ids)
 
     def token_bytes(self) -> None:
         return None
