@@ -51,7 +51,10 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text, with the special tokens that models of this tokenizer expect."""
+        """Ids of one text, with the special tokens that models of this tokenizer expect.
+
+        As on the hub, a special token that is written out in a text becomes that token.
+        """
         ...
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
