@@ -13,10 +13,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from bigjax.data.tfds import find_builder
+from bigjax.data.tfds import FORMAT, find_builder, require_array_record
 from bigjax.errors import DataError, EnvironmentProblem
-
-FORMAT = 'array_record'
 
 # When the original files were compressed, in seconds since 1970: MTIME in their gzip headers.
 # Debian's dataset-fashion-mnist holds the same data, compressed alike, under headers of its own.
@@ -68,12 +66,7 @@ def prepare(name: str, data_dir: Path | None = None, source: Path | None = None)
                 f'cannot prepare {name}: {error}; to do without a download give --from=DIR, a '
                 f'folder with {files or "the files that its page in the TFDS catalogue names"}'
             ) from error
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if FORMAT not in formats:
-        raise DataError(
-            f'{builder.data_path} is already prepared as {", ".join(sorted(formats))}; move it '
-            f'away, or give another --data_dir'
-        )
+    require_array_record(builder)
     return Path(builder.data_path)
 
 

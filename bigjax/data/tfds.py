@@ -4,7 +4,7 @@ Records are decoded once, split by split, into a cache that later runs share: de
 read is far slower than training wants.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from bigjax.data.core import Batch, Dataset
 from bigjax.errors import DataError, nearest
 from bigjax.schema import PositiveInt
 
-CHUNK = 256
+FORMAT = 'array_record'
 
 Converter = Callable[[Any], Any]
 """A feature of one record, as TFDS gives it -> its row. Raises: one of images.DECODE_ERRORS."""
@@ -98,20 +98,25 @@ def find_builder(
         raise DataError(f'no TFDS data set {name!r}: {" ".join(str(error).split())}') from None
 
 
+def require_array_record(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises: DataError for a data set that was prepared in a format that needs TensorFlow."""
+    formats = sorted(form.value for form in builder.info.available_file_formats())
+    if FORMAT not in formats:
+        raise DataError(
+            f'{builder.data_path} is prepared as {", ".join(formats)}; expected {FORMAT}, which '
+            f'needs no TensorFlow: move it away, or choose another data_dir, and prepare it again'
+        )
+
+
 def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
     builder = find_builder(config.dataset, config.data_dir)
-    command = f'bigjax data prepare {config.dataset}'
-    command += f' --data_dir={config.data_dir}' if config.data_dir else ''
     if not builder.is_prepared():
+        option = f' --data_dir={config.data_dir}' if config.data_dir else ''
         raise DataError(
-            f'{config.dataset} is not prepared in {builder.data_path}; do it once with: {command}'
+            f'{config.dataset} is not prepared in {builder.data_path}; do it once with: '
+            f'bigjax data prepare {config.dataset}{option}'
         )
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if 'array_record' not in formats:
-        raise DataError(
-            f'{builder.data_path} is prepared as {", ".join(sorted(formats))}; expected '
-            f'array_record, which needs no TensorFlow: move it away, then: {command}'
-        )
+    require_array_record(builder)
     return builder
 
 
@@ -158,10 +163,8 @@ def _class_id(value: int, num_classes: int) -> np.int32:
 
 
 def _class_indicators(values: np.ndarray, num_classes: int) -> np.ndarray:
-    indicators = np.zeros(num_classes, np.int32)
-    for value in values:
-        indicators[_class_id(value, num_classes)] = 1
-    return indicators
+    ids = [_class_id(value, num_classes) for value in values]
+    return np.isin(np.arange(num_classes), ids).astype(np.int32)
 
 
 def _finite(value: np.ndarray, dtype: type) -> np.ndarray:
@@ -177,6 +180,7 @@ def _rows(
     names: Mapping[str, str],
     converters: Mapping[str, Converter],
 ) -> Batch:
+    """All rows of a split. Raises: DataError naming a record that cannot be read."""
     info = builder.info
     key = {
         'dataset': info.full_name,
@@ -185,28 +189,15 @@ def _rows(
         'features': names,
         'image_size': config.image_size,
     }
-    name = f'{info.full_name}-{split}'.replace('/', '-')
-    decoded = partial(_decoded, builder, split, names, converters)
-    return cache.rows(cache.root(config.cache_dir), name, key, decoded)
-
-
-def _decoded(
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    names: Mapping[str, str],
-    converters: Mapping[str, Converter],
-) -> Iterator[Batch]:
-    """Batches of all records. Raises: DataError naming a record that cannot be read."""
     where = f'{builder.data_path}, split {split!r}'
     still_encoded = {
         name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
+        for name, feature in info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
 
-    def decode(start: int) -> Batch:
+    def decode(indices: Sequence[int]) -> Batch:
         rows: dict[str, list] = {role: [] for role in names}
-        indices = range(start, min(start + CHUNK, len(records)))
         for index, record in zip(indices, records.__getitems__(indices), strict=True):
             for role, name in names.items():
                 try:
@@ -216,7 +207,8 @@ def _decoded(
         return {role: np.stack(values) for role, values in rows.items()}
 
     try:
-        records = builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
-        yield from cache.parallel(decode, range(0, len(records), CHUNK))
+        records = builder.as_data_source(split, decoders=still_encoded, file_format=FORMAT)
+        name = f'{info.full_name}-{split}'.replace('/', '-')
+        return cache.rows(config.cache_dir, name, key, decode, range(len(records)))
     except RuntimeError as error:  # array_record's own, with the byte offset in its message
         raise DataError(f'{where}: {error}; move it away and prepare it again') from error
