@@ -13,10 +13,11 @@ again.
 """
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from bigjax.errors import ConfigError, nearest
@@ -78,6 +79,14 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
         return cls(**built)
     except ValueError as error:  # a __post_init__ that compares fields
         raise ConfigError(f'{where}: {error}') from None
+
+
+def options_of(function: Callable) -> type:
+    """A schema of the keyword-only arguments of a function, which have defaults: its options."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    fields: list[Any] = [(p.name, p.annotation, p.default) for p in keywords]
+    return dataclasses.make_dataclass('Options', fields, frozen=True)
 
 
 def _is_required(field: dataclasses.Field) -> bool:
