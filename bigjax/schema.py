@@ -12,6 +12,7 @@ naming the path of the field and the nearest known name. Below this edge no valu
 again.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -102,12 +103,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 raise _wrong(where, f'a number {limits}', value)
         return value
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(hint, args, value, where)
+        return _convert_union(args, value, where)
     if origin is Literal:
         if value not in args:
-            choices = [str(choice) for choice in args]
-            hope = nearest(str(value), choices)
-            raise _wrong(where, 'one of ' + ', '.join(choices), value, hope)
+            raise _wrong(where, describe(hint), value, nearest(str(value), map(str, args)))
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
@@ -137,18 +136,14 @@ def _convert_dataclass(cls: Any, value: Any, where: str) -> Any:
     return build(cls, value, where)
 
 
-def _convert_union(hint: Any, args: tuple, value: Any, where: str) -> Any:
+def _convert_union(args: tuple, value: Any, where: str) -> Any:
     if value is None and type(None) in args:
         return None
-    options = [option for option in args if option is not type(None)]
-    if len(options) == 1:
-        return _convert(options[0], value, where)
-    for option in options:
-        try:
+    *others, last = [option for option in args if option is not type(None)]
+    for option in others:
+        with contextlib.suppress(ConfigError):
             return _convert(option, value, where)
-        except ConfigError:
-            continue
-    raise _wrong(where, describe(hint), value)
+    return _convert(last, value, where)
 
 
 def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
@@ -202,17 +197,11 @@ def describe(hint: Any) -> str:
 def to_dict(value: Any) -> Any:
     """The inverse of `build`, ready for JSON: dataclasses to dicts (options inlined), tuples to
     lists."""
-    if hasattr(value, 'parse') and not isinstance(value, type):
+    if hasattr(value, 'parse'):
         return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            item = to_dict(getattr(value, field.name))
-            if field.name == 'options':
-                plain.update(item)
-            else:
-                plain[field.name] = item
-        return plain
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value |= value.pop('options', {})
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

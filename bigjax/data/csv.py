@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
-import pyarrow.csv
+from pyarrow import compute
+from pyarrow import csv as arrow_csv
 
 from bigjax.data import tabular
 from bigjax.data.checks import require_utf8
@@ -78,16 +78,10 @@ def _read(config: Config) -> dict[str, Column]:
             f'{config.path} line {line}: each column needs a name of its own, '
             f'got {", ".join(names)}'
         )
+    parse = arrow_csv.ParseOptions(delimiter=config.delimiter, newlines_in_values=True)
+    convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pyarrow.string()))
     try:
-        table = pyarrow.csv.read_csv(
-            config.path,
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=config.delimiter, newlines_in_values=True
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pyarrow.string())
-            ),
-        )
+        table = arrow_csv.read_csv(config.path, parse_options=parse, convert_options=convert)
     except pyarrow.ArrowInvalid as error:
         for line, record in _records(config):
             if len(record) != len(names):
@@ -98,15 +92,13 @@ def _read(config: Config) -> dict[str, Column]:
         raise DataError(f'{config.path} is not a CSV table: {error}') from None
     if not table.num_rows:
         raise DataError(f'{config.path}: a header but no records')
-    texts = [
-        pyarrow.compute.utf8_trim_whitespace(column.combine_chunks()) for column in table.columns
-    ]
-    return {name: _without_missing(text) for name, text in zip(names, texts, strict=True)}
+    return {name: _texts(column) for name, column in zip(names, table.columns, strict=True)}
 
 
-def _without_missing(text: pyarrow.StringArray) -> Column:
-    missing = pyarrow.compute.is_in(pyarrow.compute.utf8_lower(text), value_set=MISSING)
-    return pyarrow.compute.if_else(missing, None, text)
+def _texts(column: pyarrow.ChunkedArray) -> Column:
+    text = compute.utf8_trim_whitespace(column.combine_chunks())
+    missing = compute.is_in(compute.utf8_lower(text), value_set=MISSING)
+    return compute.if_else(missing, None, text)
 
 
 def _records(config: Config) -> Iterator[tuple[int, list[str]]]:
@@ -164,8 +156,8 @@ def _numbers(
 
     Raises: DataError for a value that is no finite number.
     """
-    is_number = pyarrow.compute.match_substring_regex(column, NUMBER)
-    numbers = pyarrow.compute.if_else(is_number, column, None).cast(pyarrow.float64())
+    is_number = compute.match_substring_regex(column, NUMBER)
+    numbers = compute.if_else(is_number, column, None).cast(pyarrow.float64())
     numbers = numbers.to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(np.asarray(column.is_valid()) & ~np.isfinite(numbers))
     if len(wrong) > (len(column) - column.null_count) / 2 and not required:
@@ -179,7 +171,7 @@ def _targets(config: Config, column: Column) -> tuple[np.ndarray, tuple[str, ...
     """Class ids int32 [N] and the names of the classes, or float32 [N] and none."""
     for row in np.flatnonzero(np.asarray(column.is_null()))[:1]:
         raise _fault(config, row, config.target, 'a value, for it is the target', 'none')
-    integers = pyarrow.compute.all(pyarrow.compute.match_substring_regex(column, INTEGER)).as_py()
+    integers = compute.all(compute.match_substring_regex(column, INTEGER)).as_py()
     if config.target_type == 'numbers' or (config.target_type is None and not integers):
         required = config.target_type == 'numbers'
         cure = 'if it names a class, set config.data.target_type=classes'

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,8 +20,13 @@ from bigjax.schema import PositiveInt
 
 FORMAT = 'array_record'
 
+Builder: TypeAlias = tfds.core.DatasetBuilder
+
 Converter = Callable[[Any], Any]
 """A feature of one record, as TFDS gives it -> its row. Raises: one of images.DECODE_ERRORS."""
+
+Features = Mapping[str, tuple[str, Converter]]
+"""For inputs and for targets the name of a feature, and its converter."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,9 @@ def load(config: Config) -> Dataset:
     """
     builder = _prepared_builder(config)
     names = _feature_names(config, builder)
-    converters = {role: _converter(config, builder, name) for role, name in names.items()}
+    features = {role: (name, _converter(config, builder, name)) for role, name in names.items()}
     sources = {
-        split: DecodedOnce(
-            info.num_examples, partial(_rows, config, builder, split, names, converters)
-        )
+        split: DecodedOnce(info.num_examples, partial(_rows, config, builder, features, split))
         for split, info in builder.info.splits.items()
     }
     label = builder.info.features[names['targets']]
@@ -82,9 +85,7 @@ class DecodedOnce:
         return {role: array[indices] for role, array in self.arrays.items()}
 
 
-def find_builder(
-    name: str, data_dir: Path | str | None, **options: Any
-) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: Path | str | None, **options: Any) -> Builder:
     """The builder of a data set, by TFDS's own code or by the files of one that is prepared.
 
     Raises: DataError for an unknown name, config or version.
@@ -98,7 +99,7 @@ def find_builder(
         raise DataError(f'no TFDS data set {name!r}: {" ".join(str(error).split())}') from None
 
 
-def require_array_record(builder: tfds.core.DatasetBuilder) -> None:
+def require_array_record(builder: Builder) -> None:
     """Raises: DataError for a data set that was prepared in a format that needs TensorFlow."""
     formats = sorted(form.value for form in builder.info.available_file_formats())
     if FORMAT not in formats:
@@ -108,7 +109,7 @@ def require_array_record(builder: tfds.core.DatasetBuilder) -> None:
         )
 
 
-def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
+def _prepared_builder(config: Config) -> Builder:
     builder = find_builder(config.dataset, config.data_dir)
     if not builder.is_prepared():
         option = f' --data_dir={config.data_dir}' if config.data_dir else ''
@@ -120,7 +121,7 @@ def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping[str, str]:
+def _feature_names(config: Config, builder: Builder) -> Mapping[str, str]:
     inputs, targets = builder.info.supervised_keys or ('', '')
     names = {'inputs': config.inputs or inputs, 'targets': config.targets or targets}
     for role, name in names.items():
@@ -132,7 +133,7 @@ def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping
     return names
 
 
-def _converter(config: Config, builder: tfds.core.DatasetBuilder, name: str) -> Converter:
+def _converter(config: Config, builder: Builder, name: str) -> Converter:
     """How values of a feature become rows of one shape. Raises: DataError if they cannot."""
     feature = builder.info.features[name]
     dtype, shape = np.dtype(feature.np_dtype), feature.shape
@@ -173,20 +174,14 @@ def _finite(value: np.ndarray, dtype: type) -> np.ndarray:
     return np.asarray(value, dtype)
 
 
-def _rows(
-    config: Config,
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    names: Mapping[str, str],
-    converters: Mapping[str, Converter],
-) -> Batch:
+def _rows(config: Config, builder: Builder, features: Features, split: str) -> Batch:
     """All rows of a split. Raises: DataError naming a record that cannot be read."""
     info = builder.info
     key = {
         'dataset': info.full_name,
         'prepared': (builder.data_path / 'dataset_info.json').stat().mtime,
         'split': [split, info.splits[split].shard_lengths, info.splits[split].num_bytes],
-        'features': names,
+        'features': {role: name for role, (name, _) in features.items()},
         'image_size': config.image_size,
     }
     where = f'{builder.data_path}, split {split!r}'
@@ -197,11 +192,11 @@ def _rows(
     }
 
     def decode(indices: Sequence[int]) -> Batch:
-        rows: dict[str, list] = {role: [] for role in names}
+        rows: dict[str, list] = {role: [] for role in features}
         for index, record in zip(indices, records.__getitems__(indices), strict=True):
-            for role, name in names.items():
+            for role, (name, convert) in features.items():
                 try:
-                    rows[role].append(converters[role](record[name]))
+                    rows[role].append(convert(record[name]))
                 except images.DECODE_ERRORS as error:
                     raise DataError(f'{where}, record {index}, {name!r}: {error}') from error
         return {role: np.stack(values) for role, values in rows.items()}
