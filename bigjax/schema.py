@@ -63,19 +63,19 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    known = {name for name in fields if name != 'options'}
     built: dict[str, Any] = {}
-    for key in values:
-        if key not in known and 'options' not in fields:
-            raise ConfigError(f'unknown key {where}.{key}: {nearest(key, known)}')
-    for name in known:
+    is_open = fields.pop('options', None) is not None
+    rest = {key: value for key, value in values.items() if key not in fields}
+    if is_open:
+        built['options'] = {**rest.pop('options', {}), **rest}
+    elif rest:
+        key = next(iter(rest))
+        raise ConfigError(f'unknown key {where}.{key}: {nearest(key, fields)}')
+    for name, field in fields.items():
         if name in values:
             built[name] = _convert(hints[name], values[name], f'{where}.{name}')
-        elif _is_required(fields[name]):
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f'missing {where}.{name}: expected {describe(hints[name])}')
-    if 'options' in fields:
-        rest = {key: value for key, value in values.items() if key not in known}
-        built['options'] = {**rest.pop('options', {}), **rest}
     try:
         return cls(**built)
     except ValueError as error:  # a __post_init__ that compares fields
@@ -88,10 +88,6 @@ def options_of(function: Callable) -> type:
     keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     fields: list[Any] = [(p.name, p.annotation, p.default) for p in keywords]
     return dataclasses.make_dataclass('Options', fields, frozen=True)
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

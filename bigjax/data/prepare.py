@@ -108,9 +108,8 @@ def with_gzip_header(content: bytes, name: str, compressed_at: int) -> bytes:
 
     Any other data is returned unchanged.
     """
-    magic, method, flags, system = content[:2], content[2:3], content[3:4], content[8:10]
-    if magic != b'\x1f\x8b' or flags != b'\0':
+    if content[:2] != b'\x1f\x8b' or content[3:4] != b'\0':
         return content
-    has_name = b'\x08'
-    header = magic + method + has_name + struct.pack('<I', compressed_at) + system
+    has_name, mtime = b'\x08', struct.pack('<I', compressed_at)
+    header = content[:3] + has_name + mtime + content[8:10]
     return header + name.encode('latin-1') + b'\0' + content[10:]

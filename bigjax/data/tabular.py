@@ -46,20 +46,17 @@ def dataset(
             categories[name], raw[name] = np.unique(column, return_inverse=True)
 
     def prepare(train: Source) -> tuple[DataSpec, Transform]:
-        feature_names: list[str] = []
-        encoders: dict[str, Encoder] = {}
         rows = everything(train)['inputs']
-        for name in columns:
-            if name in categories:
-                features, encoders[name] = _fit_categories(name, rows[name], categories[name])
-            else:
-                features, encoders[name] = _fit_numbers(
-                    name, rows[name], impute, missing_indicators
-                )
-            feature_names += features
+        fitted = {
+            name: _fit_categories(name, rows[name], categories[name])
+            if name in categories
+            else _fit_numbers(name, rows[name], impute, missing_indicators)
+            for name in columns
+        }
+        feature_names = tuple(feature for features, _ in fitted.values() for feature in features)
 
         def transform(batch: Batch) -> Batch:
-            features = [encode(batch['inputs'][name]) for name, encode in encoders.items()]
+            features = [encode(batch['inputs'][name]) for name, (_, encode) in fitted.items()]
             inputs = np.concatenate(features, axis=1).astype(np.float32)
             return {'inputs': inputs, 'targets': batch['targets']}
 
@@ -68,7 +65,7 @@ def dataset(
             targets=jax.ShapeDtypeStruct((), targets.dtype),
             num_classes=len(class_names) or None,
             class_names=class_names,
-            feature_names=tuple(feature_names),
+            feature_names=feature_names,
         )
         return spec, transform
 
@@ -103,13 +100,13 @@ def _fit_numbers(
             f'column {name} has no value in the training rows; list it in config.data.ignore'
         )
     scaler = make_pipeline(SimpleImputer(strategy=impute), StandardScaler()).fit(train[:, None])
-    if not (indicator and missing.any()):
-        return [name], lambda column: scaler.transform(column[:, None])
+    marked = indicator and missing.any()
 
     def encode(column: np.ndarray) -> np.ndarray:
-        return np.stack([scaler.transform(column[:, None])[:, 0], np.isnan(column)], axis=1)
+        numbers = scaler.transform(column[:, None])
+        return np.insert(numbers, 1, np.isnan(column), axis=1) if marked else numbers
 
-    return [name, f'{name} is missing'], encode
+    return [name, f'{name} is missing'] if marked else [name], encode
 
 
 def _fit_categories(
