@@ -71,8 +71,9 @@ def _source(config: Config, split: str, folder: Path, classes: tuple[str, ...]) 
     ]
     if not files:
         raise DataError(f'no images ({", ".join(sorted(SUFFIXES))}) in {folder}/<class>/')
+    stats = [(str(path.relative_to(folder)), path.stat()) for path, _ in files]
     key = {
-        'files': [[str(path.relative_to(folder)), *_size_and_time(path)] for path, _ in files],
+        'files': [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         'image_size': config.image_size,
         'channels': config.channels,
         'max_corrupt': config.max_corrupt,
@@ -101,8 +102,3 @@ def _source(config: Config, split: str, folder: Path, classes: tuple[str, ...]) 
     if skipped := len(files) - len(rows['targets']):
         logger.warning('%s: %d of %d images were corrupt and left out', folder, skipped, len(files))
     return ArraySource(rows)
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
