@@ -151,7 +151,7 @@ def filtered(logits: jax.Array, top_k: Any, top_p: Any, min_p: Any) -> jax.Array
     ordered = jnp.where(jnp.arange(logits.shape[-1])[None] < top_k, ordered, -jnp.inf)
     chances = jax.nn.softmax(ordered)
     before = jnp.cumsum(chances, axis=-1) - chances
-    kept = (before < top_p) & (chances >= min_p * chances[:, :1])
+    kept = (before < top_p) & (chances >= min_p * chances[:, :1]) & (ordered > -jnp.inf)
     kept = kept.at[:, 0].set(True)
     lowest = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= lowest, logits, -jnp.inf)
