@@ -78,10 +78,10 @@ def write(
     if author.model.empty_cache is None:
         raise ConfigError('this model does not predict what comes next; expected a language model')
     settings = schema.build(Sampling, sampling, 'sampling')
-    begin = author.tokenizer.special.get('bos')
     prompts = [prompt for prompt in prompts or [''] for _ in range(num_samples)]
-    ids = [author.tokenizer.encode(prompt) or [begin] for prompt in prompts]
-    if None in ids[0]:
+    begin = [id for role, id in author.tokenizer.special.items() if role == 'bos']
+    ids = [author.tokenizer.encode(prompt) or begin for prompt in prompts]
+    if not all(ids):
         raise ConfigError('--prompt: this tokenizer has no token to begin with; give a prompt')
     texts = [Text(author.tokenizer, stops) for _ in prompts]
     print(prompts[0], end='', flush=True)
