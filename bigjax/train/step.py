@@ -44,8 +44,11 @@ def train_step(
     recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Any]]:
     """The next state, and device values to log: scalars, and sums of the training metrics."""
-    augment_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    step_rng = jax.random.fold_in(state.rng, state.step)
+    augment_rng, model_rng = jax.random.split(step_rng)
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
+    if recipe.task.corrupt is not None:
+        batch = recipe.task.corrupt(jax.random.fold_in(step_rng, 2), batch)
     loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
     penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, state.params)
     grads = jax.tree.map(jnp.add, grads, penalty_grads)
@@ -68,6 +71,8 @@ def eval_step(
 ) -> dict[str, Any]:
     """Sums over one batch: of the loss, of its weights, and of the metrics."""
     batch = recipe.standardise(batch)
+    if recipe.task.corrupt is not None:
+        batch = recipe.task.corrupt(jax.random.key(0), batch)
 
     def apply(inputs: Any) -> Any:
         return recipe.model.apply(variables, inputs, train=False)[0]
