@@ -16,8 +16,9 @@ from bigjax.data import augment
 from bigjax.data.core import Batch, DataSpec, Splits
 from bigjax.data.load import load as load_data
 from bigjax.errors import ConfigError, DataError
+from bigjax.models import lora
 from bigjax.models.core import Model
-from bigjax.optim import optimizers, schedules
+from bigjax.optim import groups, optimizers, schedules
 from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
@@ -85,11 +86,14 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     splits = splits or load_data(config.data)
     horizon = _horizon(config, splits)
     task = _task(config, splits.spec)
-    model = _model(config, splits.spec, task)
-    schedule = schedules.build(config.optimizer.schedule, config.optimizer.learning_rate, horizon)
+    model, settings = _model(config, splits.spec, task), config.optimizer
+    if config.lora is not None:
+        model, settings = lora.adapt(model, config.lora), lora.freeze(settings, config.lora)
+    schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
-    optimizer = optimizers.build(config.optimizer, schedule, params, model.axes['params'])
-    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule)
+    optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
+    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
     init = partial(states.init, model, optimizer, _has_ema(config))
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
@@ -154,6 +158,7 @@ def _recipe(
     model: Model,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    trained: Any,
 ) -> Recipe:
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
@@ -161,6 +166,7 @@ def _recipe(
         task=task,
         optimizer=optimizer,
         schedule=schedule,
+        trained=trained,
         standardise=partial(augment.standardise, spec=spec),
         augment=augment.build(config.data.augment, spec),
         train_groups=task.metrics(task.train_metrics),

@@ -90,6 +90,8 @@ def report_split(
 def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
     """The most confident mistakes, then as many of the first rows as there is room for."""
     task, decode, spec = run.recipe.task, run.splits.decode, run.splits.spec
+    if task.corrupt is not None:
+        return []  # what it hides is not to be written on
     if task.kind == 'language_model':
         rows = source[np.arange(min(NUM_SAMPLES, len(source)))]
         return continuations(run.recipe.model, variables, rows, decode)

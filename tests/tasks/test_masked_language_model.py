@@ -22,7 +22,9 @@ RNG = np.random.default_rng(0)
 
 def task_of(config=Config(), vocab=VOCAB, special=SPECIAL):  # noqa: B008
     row = jax.ShapeDtypeStruct((8,), jnp.int32)
-    return masked_language_model.build(config, DataSpec(row, row, vocab_size=vocab, special=special))
+    return masked_language_model.build(
+        config, DataSpec(row, row, vocab_size=vocab, special=special)
+    )
 
 
 def batch_of(tokens, **inputs):
