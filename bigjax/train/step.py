@@ -98,7 +98,7 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """Mean loss, its gradient (None if frozen), the new collections and metric sums of all parts."""
+    """Mean loss, its gradient (None if frozen), the collections and metric sums, over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
 
