@@ -39,6 +39,12 @@ class Pretrained(NamedTuple):
     where: str
 
 
+def is_pretrained(path: Path | str) -> bool:
+    """Whether it is for `open_pretrained` to read, or to refuse, rather than a run of ours."""
+    path = Path(path).expanduser()
+    return path.suffix in ('.gguf', *tensors.PICKLES) or not (path / 'checkpoints').is_dir()
+
+
 def open_pretrained(path: Path | str) -> Pretrained:
     """Reads what is said, and no weights yet. Raises: ConfigError, CheckpointError."""
     path = Path(path).expanduser()
