@@ -1,7 +1,8 @@
 """News in four classes: a small encoder from scratch, and with `:finetuned` MiniLM from the hub.
 
 Data:      the AG News rows as CSV (`class,title,description`), or tfds:ag_news_subset
-Command:   bigjax train --config=configs/ag_news.py --workdir=runs/ag_news --config.data.path=FILE.csv
+Command:   bigjax train --config=configs/ag_news.py --workdir=runs/ag_news \\
+             --config.data.path=FILE.csv
            `:finetuned` wants --config.init_from.run=HUB_FOLDER --config.data.tokenizer=HUB_FOLDER
 Hardware:  two CPU cores
 Time:      TODO minutes

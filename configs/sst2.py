@@ -1,7 +1,8 @@
 """Sentiment of film reviews (SST-2): an encoder from scratch, and with `:finetuned` MiniLM.
 
 Data:      train, dev and test as TSV (`label`, `sentence`) with a header
-Command:   bigjax train --config=configs/sst2.py --workdir=runs/sst2 --config.data.path=sst2_{split}.tsv
+Command:   bigjax train --config=configs/sst2.py --workdir=runs/sst2 \\
+             --config.data.path=sst2_{split}.tsv
            `:finetuned` wants --config.init_from.run=HUB_FOLDER --config.data.tokenizer=HUB_FOLDER
 Hardware:  two CPU cores
 Time:      TODO minutes
