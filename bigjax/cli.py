@@ -69,6 +69,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     for flag, kind in (('temperature', float), ('top_k', int), ('top_p', float), ('min_p', float)):
         generate.add_argument(f'--{flag}', type=kind, help='temperature 0 is greedy')
     generate.add_argument('--stop', action='append', default=[], help='end where this appears')
+    importing = command('import', _import, 'make a run of pretrained weights')
+    importing.add_argument('path', type=Path, help='a hub folder, or a GGUF file')
+    importing.add_argument('--workdir', required=True, type=Path, metavar='DIR')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
@@ -150,6 +153,14 @@ def _generate(arguments: argparse.Namespace, overrides: Overrides) -> None:
         stops=arguments.stop,
         seed=arguments.seed,
     )
+
+
+def _import(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.train.trained import import_run
+
+    _start_jax()
+    import_run(arguments.path, arguments.workdir)
+    print(f'a run in {arguments.workdir}, for eval, generate, export and init_from')
 
 
 def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:

@@ -47,6 +47,12 @@ def save(
     checkpoints.save_async(step, vars(state), force=True, metrics=dict(metrics) or None)
 
 
+def save_params(checkpoints: Checkpoints, params: Any) -> None:
+    """Parameters alone, at step 0; returns when they are on disk."""
+    checkpoints.save_async(0, {'params': params}, force=True)
+    checkpoints.wait()
+
+
 def steps(checkpoints: Checkpoints) -> list[int]:
     """The steps at which a whole checkpoint exists, oldest first."""
     return [checkpoint.step for checkpoint in checkpoints.checkpoints]
@@ -121,6 +127,14 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
         loaded = _load_part(checkpoints, step, 'params', targets)
     merged = jax.tree.map(lambda old, new: old if new is ocp.PLACEHOLDER else new, params, loaded)
     return merged, skipped
+
+
+def restore_variables(checkpoints: Checkpoints, step: int, abstract: TrainState) -> Any:
+    """What evaluation applies the model to, without the optimizer. Raises: CheckpointError."""
+    collections = abstract.collections
+    if collections:
+        collections = _load_part(checkpoints, step, 'collections', collections)
+    return {'params': restore_params(checkpoints, step, abstract.params), **collections}
 
 
 def restore_params(checkpoints: Checkpoints, step: int, abstract: Any) -> Any:

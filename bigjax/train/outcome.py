@@ -165,7 +165,7 @@ def evaluate_run(
     ):
         which = which or ('best' if config.checkpoint.best else 'latest')
         step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
-        state = checkpoint.restore(checkpoints, step, run.abstract)
-        results = report_split(run, state.eval_variables, split, step, workdir)
+        variables = checkpoint.restore_variables(checkpoints, step, run.abstract)
+        results = report_split(run, variables, split, step, workdir)
     final_table(results, console)
     return results

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax.config import Config, override
+from bigjax import interop
+from bigjax.config import Config, override, resolve
 from bigjax.data import tokenizers
 from bigjax.data.core import DataSpec
 from bigjax.data.tokenizers import Tokenizer
-from bigjax.errors import ConfigError
+from bigjax.errors import CheckpointError, ConfigError
 from bigjax.models.core import Model
 from bigjax.sharding.mesh import make_mesh
 from bigjax.sharding.rules import parameter_shardings
@@ -52,18 +53,66 @@ def load(
         step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
         shapes = checkpoint.saved_shapes(checkpoints, step)
         model = _model(config, tokenizer, length=shapes.get('params/positions/embedding', (16,))[0])
-        abstract = model.abstract()['params']
-        shardings, _ = parameter_shardings(model.axes['params'], abstract, mesh)
-        placed = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            abstract,
-            shardings,
-        )
-        params = checkpoint.restore_params(checkpoints, step, placed)
+        params = checkpoint.restore_params(checkpoints, step, _placed(model, mesh))
     return Trained(config, model, params, tokenizer, mesh)
+
+
+def import_run(path: Path, workdir: Path) -> None:
+    """Makes a run folder of a hub folder or GGUF file: config, tokenizer, parameters at step 0.
+
+    A decoder becomes a language model, an encoder a masked one. The data that its config names is a
+    stand-in: give your own with `--config.data.path=...`.
+    Raises: ConfigError, CheckpointError, DataError, EnvironmentProblem.
+    """
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f'{workdir} is not empty; choose another --workdir')
+    found = interop.open_pretrained(path)
+    options = {**found.options, 'vocab_size': found.vocabulary}
+    task = 'language_model'
+    if options.get('attention') == 'bidirectional':
+        task = 'masked_language_model'
+        transform = found.leaf('head/kernel', (options['width'],) * 2) is not None
+        options |= {'head': 'tokens', 'head_transform': transform}
+    length = min(256, options.get('max_length', 256))
+    tokenizer = found.tokenizer()
+    config = resolve(
+        {
+            'model': {'name': 'transformer', **options},
+            'task': task,
+            'data': {
+                'name': 'text',
+                'tokenizer': str((workdir / folder.TOKENIZER).absolute()),
+                'sequence_length': length,
+            },
+            'train': {'steps': 1, 'batch_size': 8},
+        }
+    )
+    mesh = make_mesh(config.mesh)
+    model = _model(config, tokenizer, length)
+    placed = _placed(model, mesh)
+    params, missing = interop.read_params(found, placed)
+    if missing:
+        raise CheckpointError(f'{path} lacks {len(missing)} parameters, the first {missing[0]}')
+    folder.claim(workdir, config)
+    folder.claim_tokenizer(workdir, tokenizer)
+    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
+        checkpoint.save_params(checkpoints, params)
+
+
+def _placed(model: Model, mesh: Mesh) -> Any:
+    """The parameters as shapes with shardings."""
+    abstract = model.abstract()['params']
+    shardings, _ = parameter_shardings(model.axes['params'], abstract, mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings,
+    )
 
 
 def _model(config: Config, tokenizer: Tokenizer, length: int) -> Model:
     row = jax.ShapeDtypeStruct((length,), np.int32)
-    spec = DataSpec(row, row, vocab_size=tokenizer.vocab_size, tokens=length)
+    spec = DataSpec(
+        row, row, vocab_size=tokenizer.vocab_size, tokens=length, special=tokenizer.special
+    )
     return build_model(config, spec, build_task(config, spec))
