@@ -72,6 +72,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     importing = command('import', _import, 'make a run of pretrained weights')
     importing.add_argument('path', type=Path, help='a hub folder, or a GGUF file')
     importing.add_argument('--workdir', required=True, type=Path, metavar='DIR')
+    exporting = command('export', _export, 'write the model of a run for other tools')
+    exporting.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
+    exporting.add_argument('--to', required=True, choices=('hf', 'safetensors', 'stablehlo'))
+    exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
+    exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
@@ -161,6 +166,14 @@ def _import(arguments: argparse.Namespace, _: Overrides) -> None:
     _start_jax()
     import_run(arguments.path, arguments.workdir)
     print(f'a run in {arguments.workdir}, for eval, generate, export and init_from')
+
+
+def _export(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.train.trained import export_run
+
+    _start_jax()
+    export_run(arguments.workdir, arguments.to, arguments.out, arguments.checkpoint)
+    print(arguments.out)
 
 
 def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:

@@ -1,6 +1,7 @@
 """A model that was trained, as others use it: without its data and its optimizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,27 +9,32 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import interop
+from bigjax import interop, schema
 from bigjax.config import Config, override, resolve
 from bigjax.data import tokenizers
 from bigjax.data.core import DataSpec
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError
+from bigjax.models import lora, transformer
 from bigjax.models.core import Model
 from bigjax.sharding.mesh import make_mesh
 from bigjax.sharding.rules import parameter_shardings
 from bigjax.train import checkpoint, folder
 from bigjax.train.build import build_model, build_task
 
+DEFAULT_LENGTH = 128
+"""Of rows, where nothing in the parameters depends on it."""
+
 
 class Trained(NamedTuple):
-    """params lie on the mesh, each where the sharding rules put it."""
+    """params lie on the mesh, each where the sharding rules put it. length: tokens of a row."""
 
     config: Config
     model: Model
     params: Any
     tokenizer: Tokenizer
     mesh: Mesh
+    length: int
 
 
 def load(
@@ -52,9 +58,10 @@ def load(
         which = which or ('best' if config.checkpoint.best else 'latest')
         step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
         shapes = checkpoint.saved_shapes(checkpoints, step)
-        model = _model(config, tokenizer, length=shapes.get('params/positions/embedding', (16,))[0])
+        length = shapes.get('params/positions/embedding', (DEFAULT_LENGTH,))[0]
+        model = _model(config, tokenizer, length)
         params = checkpoint.restore_params(checkpoints, step, _placed(model, mesh))
-    return Trained(config, model, params, tokenizer, mesh)
+    return Trained(config, model, params, tokenizer, mesh, length)
 
 
 def import_run(path: Path, workdir: Path) -> None:
@@ -97,6 +104,31 @@ def import_run(path: Path, workdir: Path) -> None:
     folder.claim_tokenizer(workdir, tokenizer)
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoint.save_params(checkpoints, params)
+
+
+def export_run(workdir: Path, to: str, out: Path, which: str | None = None) -> None:
+    """Writes the model of a run as `to`: hf, safetensors or stablehlo; adapters are merged in.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    found = load(workdir, which)
+    config, model, params = found.config, found.model, found.params
+    if config.lora is not None:
+        params = lora.merge(params, config.lora)
+        config = replace(config, lora=None)
+        model = _model(config, found.tokenizer, found.length)
+    with jax.set_mesh(found.mesh):
+        if to == 'hf':
+            if config.model.name != 'transformer':
+                raise ConfigError(
+                    f'config.model.name: expected transformer, got {config.model.name}'
+                )
+            options = schema.build(transformer.Config, config.model.options, 'config.model')
+            interop.to_hub(options, params, found.tokenizer, out)
+        elif to == 'safetensors':
+            interop.to_safetensors(config, params, found.tokenizer, out)
+        else:
+            interop.to_stablehlo(model, params, found.length, out)
 
 
 def _placed(model: Model, mesh: Mesh) -> Any:
