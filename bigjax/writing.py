@@ -134,7 +134,7 @@ class Text:
     def unseen(self) -> str:
         """What can be shown now: no unfinished character, nothing that may begin a stop."""
         held = max((len(stop) - 1 for stop in self.stops), default=0)
-        ready = self.text[: len(self.text) - held].rstrip(UNFINISHED)
+        ready = self.text[: max(0, len(self.text) - held)].rstrip(UNFINISHED)
         new, self.shown = ready[self.shown :], max(self.shown, len(ready))
         return new
 

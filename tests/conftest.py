@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -19,3 +21,7 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 cache = Path(tempfile.gettempdir()) / f'bigjax-tests-{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+# A busy machine is no failure: no test is timed.
+hypothesis.settings.register_profile('untimed', deadline=None)
+hypothesis.settings.load_profile('untimed')
