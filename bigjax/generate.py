@@ -207,15 +207,15 @@ def _begin(source: Reader, variables: Any, texts: list[list[int]], wanted: int) 
     if source.context is not None and longest + min(wanted, CHUNK) > source.context:
         texts = [text[-(source.context // 2) :] for text in texts]
         longest = max(map(len, texts))
-    places = _bucket(longest + wanted + CHUNK, source.context)
+    places = bucket(longest + wanted + CHUNK, source.context)
     lengths = np.array([len(text) for text in texts], np.int32)
-    prompts = np.zeros((len(texts), _bucket(longest, places)), np.int32)
+    prompts = np.zeros((len(texts), bucket(longest, places)), np.int32)
     for row, text in zip(prompts, texts, strict=True):
         row[: len(text)] = text
     return prefill(source, variables, prompts, lengths, places), places - longest
 
 
-def _bucket(length: int, most: int | None) -> int:
+def bucket(length: int, most: int | None) -> int:
     """The power of two that holds `length`, but not more than `most`."""
     size = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     return size if most is None else min(size, most)
