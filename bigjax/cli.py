@@ -68,6 +68,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         '--from', dest='source', type=Path, metavar='DIR', help='where the original files are'
     )
     prepare.set_defaults(run=_prepare)
+    help = 'tokenise the text of a config, for the runs to come'
+    tokenize = data.add_parser('tokenize', help=help, description=help, parents=[config])
+    tokenize.set_defaults(run=_tokenize)
 
     arguments, rest = parser.parse_known_args(argv)
     overrides: Overrides = []
@@ -129,6 +132,12 @@ def _prepare(arguments: argparse.Namespace, _: Overrides) -> None:
     from bigjax.data import prepare
 
     prepare.main(arguments.name, arguments.data_dir, arguments.source)
+
+
+def _tokenize(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.data import text
+
+    print(text.summary(load(arguments.config, overrides).data))
 
 
 def _load(arguments: argparse.Namespace, overrides: Overrides) -> Config:

@@ -119,3 +119,17 @@ def test_an_accelerator_that_is_not_there(config, tmp_path):
     (line,) = (line for line in done.stderr.splitlines() if line.startswith('bigjax: '))
     assert 'JAX_PLATFORMS=cuda' in line
     assert 'or set JAX_PLATFORMS=cpu' in line
+
+
+def test_text_is_tokenised_beforehand(tmp_path, capfd):
+    (tmp_path / 'text.txt').write_text('some text\n' * 50)
+    (tmp_path / 'lm.py').write_text(
+        "def get_config():\n    return {'model': 'transformer', 'task': 'language_model',"
+        " 'data': 'text', 'train': {'steps': 1}}\n"
+    )
+    arguments = [f'--config={tmp_path}/lm.py', f'--config.data.path={tmp_path}/text.txt']
+    arguments.append(f'--config.data.cache_dir={tmp_path}/cache')
+    assert cli.main(['data', 'tokenize', *arguments]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith('1 documents, 501 tokens, 500 bytes in ')
+    assert os.path.isfile(os.path.join(said.split(' in ')[1].strip(), 'manifest.json'))

@@ -48,7 +48,7 @@ def rows(
     final = folder / f'{name}-{digest[:16]}'
     try:
         if not final.is_dir():
-            with _locked(_beside(final, 'lock')):
+            with locked(_beside(final, 'lock')):
                 if not final.is_dir():  # another process may have just written it
                     _write_folder(final, key, chunks)
         return {path.stem: np.load(path, mmap_mode='r') for path in final.glob('*.npy')}
@@ -103,7 +103,7 @@ def _write_header(file: BinaryIO, array: np.ndarray, count: int) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One process or thread at a time; the system frees the lock of a process that dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w') as file:

@@ -8,14 +8,15 @@ A batch is a dict of arrays with a leading batch axis: `inputs` (an array, or a 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from bigjax.data.tokenizers import Tokenizer
+
 Batch = dict[str, Any]
-Transform = Callable[[Batch], Batch]
 
 
 class Source(Protocol):
@@ -28,6 +29,10 @@ class Source(Protocol):
         ...
 
 
+Transform = Callable[[Source], Source]
+"""From the raw rows of a split to its prepared rows; `rowwise` makes one where each is of one."""
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a model and a task need to know of the rows that they will be fed.
@@ -35,6 +40,7 @@ class DataSpec:
     inputs, targets: a `jax.ShapeDtypeStruct` (or a dict of them) of one row, without a batch axis.
     num_classes: for integer or one-hot targets; class_names in the order of the ids.
     vocab_size, tokens: for token sequences: distinct ids, and tokens a row.
+    token_bytes: [vocab_size], the bytes that each token stands for, where that is exact.
     mean, std: of uint8 images, per channel of pixels / 255; the jitted step standardises with them.
     """
 
@@ -45,6 +51,7 @@ class DataSpec:
     feature_names: tuple[str, ...] = ()
     vocab_size: int | None = None
     tokens: int | None = None
+    token_bytes: np.ndarray | None = field(default=None, compare=False)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -54,17 +61,22 @@ class Dataset:
     """Raw rows by split name, and how to make model inputs of them.
 
     prepare: given the raw rows of the training split, and of no other, the spec of prepared rows
-    and
-        the transform from raw to prepared (statistics for standardising, categories, ...).
+        and the transform from raw to prepared (statistics for standardising, categories, ...).
     decode: a prepared input as text for sample predictions, where it has a readable form.
     labels: the targets of raw rows as an int array, for stratified splits; None if there are no
-    classes.
+        classes.
+    tokenizer: what made the tokens of rows that are text.
+    ordered: fractions and folds are cut from the rows as they lie, train first, not drawn.
+    fractions: of train, for val and test, where the data set has none and the config says nothing.
     """
 
     sources: Mapping[str, Source]
     prepare: Callable[[Source], tuple[DataSpec, Transform]]
-    decode: Callable[[np.ndarray], str] | None = None
+    decode: Callable[[Any], str] | None = None
     labels: Callable[[Source], np.ndarray] | None = None
+    tokenizer: Tokenizer | None = None
+    ordered: bool = False
+    fractions: Mapping[str, float] = field(default_factory=lambda: {'val': 0.1, 'test': 0.1})
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Prepared:
     """A source whose rows are transformed as they are read."""
 
     source: Source
-    transform: Transform
+    transform: Callable[[Batch], Batch]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -115,9 +127,28 @@ class Splits:
 
     sources: Mapping[str, Source]
     spec: DataSpec
-    decode: Callable[[np.ndarray], str] | None = None
+    decode: Callable[[Any], str] | None = None
+    tokenizer: Tokenizer | None = None
 
 
 def everything(source: Source) -> Batch:
     """All rows of a source that fits in memory."""
     return source[np.arange(len(source))]
+
+
+def rowwise(transform: Callable[[Batch], Batch]) -> Transform:
+    """Row by row: rows in memory are transformed once, others each time that they are read."""
+
+    def prepared(source: Source) -> Source:
+        lazy = Prepared(source, transform)
+        return ArraySource(everything(lazy)) if _in_memory(source) else lazy
+
+    return prepared
+
+
+def _in_memory(source: Source) -> bool:
+    if isinstance(source, Subset):
+        return _in_memory(source.source)
+    return isinstance(source, ArraySource) and not any(
+        isinstance(array, np.memmap) for array in jax.tree.leaves(source.arrays)
+    )

@@ -19,6 +19,7 @@ from bigjax.data.core import (
     Subset,
     Transform,
     everything,
+    rowwise,
 )
 
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -56,7 +57,8 @@ def dataset(
         )
         is_image = inputs.dtype == np.uint8 and len(inputs.shape) == 3
         mean, std = mean_and_std(train) if is_image else ((), ())
-        return DataSpec(inputs, targets, num_classes, class_names, mean=mean, std=std), _unchanged
+        spec = DataSpec(inputs, targets, num_classes, class_names, mean=mean, std=std)
+        return spec, rowwise(_unchanged)
 
     return Dataset(sources, prepare, labels=labels if num_classes else None)
 

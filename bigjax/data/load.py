@@ -7,16 +7,7 @@ import numpy as np
 
 from bigjax import components
 from bigjax.config import DataConfig
-from bigjax.data.core import (
-    ArraySource,
-    DataSpec,
-    Prepared,
-    Source,
-    Splits,
-    Subset,
-    Transform,
-    everything,
-)
+from bigjax.data.core import DataSpec, Source, Splits
 from bigjax.data.splits import split
 from bigjax.errors import DataError
 
@@ -30,24 +21,10 @@ def load(config: DataConfig) -> Splits:
     dataset = module.load(components.build_config(module, config.options, 'config.data'))
     raw = split(dataset, config)
     spec, transform = dataset.prepare(raw['train'])
-    sources = {name: _prepared(source, transform) for name, source in raw.items()}
+    sources = {name: transform(source) for name, source in raw.items()}
     for name, source in sources.items():
         _check_first_row(source, spec, f'data {config.name!r}, split {name!r}')
-    return Splits(sources, spec, dataset.decode)
-
-
-def _prepared(source: Source, transform: Transform) -> Source:
-    """Rows in memory are transformed here, once; others each time that they are read."""
-    prepared = Prepared(source, transform)
-    return ArraySource(everything(prepared)) if _in_memory(source) else prepared
-
-
-def _in_memory(source: Source) -> bool:
-    if isinstance(source, Subset):
-        return _in_memory(source.source)
-    return isinstance(source, ArraySource) and not any(
-        isinstance(array, np.memmap) for array in jax.tree.leaves(source.arrays)
-    )
+    return Splits(sources, spec, dataset.decode, dataset.tokenizer)
 
 
 def _check_first_row(source: Source, spec: DataSpec, where: str) -> None:

@@ -3,11 +3,12 @@
 `data.splits` gives for each of them a name with an optional slice, of rows or percent (`'test'`,
 `'train[:80%]'`, `'train[-500:]'`), or a fraction of the pool: all that the data set calls train.
 Fractions and folds are drawn with `split_seed`, are disjoint, and give every class its share within
-a row or so. `train` left out takes what the fractions leave of the pool.
+a row or so; of rows whose order matters they are blocks, in the order train, val, test. `train`
+left out takes what the fractions leave of the pool.
 
-Without `data.splits` a data set keeps its own; if it has train only, it is cut 80/10/10, and if
-only val is absent, val is a tenth of train. With folds, fold i of k is test, the rest is the pool,
-and there is a val only if `data.splits` asks for one.
+Without `data.splits` a data set keeps its own; what it lacks is cut from train by the data set's
+`fractions`, as a rule 80/10/10; a data set with val alone gets no test. With folds, fold i of k is
+test, the rest is the pool, and there is a val only if `data.splits` asks for one.
 """
 
 import re
@@ -21,7 +22,6 @@ from bigjax.errors import ConfigError, DataError, nearest
 
 NAMES = ('train', 'val', 'test')
 WHERE = 'config.data.splits'
-DEFAULT_FRACTIONS = {'val': 0.1, 'test': 0.1}
 
 Rows = tuple[str, np.ndarray]
 """Some rows of the data set's own split of that name."""
@@ -39,7 +39,7 @@ def split(dataset: Dataset, config: DataConfig) -> dict[str, Source]:
     for name, source in sources.items():
         if not len(source):
             raise DataError(f'data {config.name!r} has no records in its split {name!r}')
-    wanted = config.splits or _default_splits(sources, config.folds is not None)
+    wanted = config.splits or _default_splits(dataset, config.folds is not None)
     if unknown := sorted(set(wanted) - set(NAMES)):
         raise ConfigError(f'unknown key {WHERE}.{unknown[0]}: {nearest(unknown[0], NAMES)}')
 
@@ -67,12 +67,13 @@ def split(dataset: Dataset, config: DataConfig) -> dict[str, Source]:
     return {name: _subset(sources[rows[name][0]], rows[name][1]) for name in NAMES if name in rows}
 
 
-def _default_splits(sources: Mapping[str, Source], folded: bool) -> Mapping[str, str | float]:
+def _default_splits(dataset: Dataset, folded: bool) -> Mapping[str, str | float]:
     if folded:
         return {}
+    sources = dataset.sources
     val = 'validation' if 'validation' in sources else 'val'  # the name that TFDS uses
     own = {name: base for name, base in (('val', val), ('test', 'test')) if base in sources}
-    return own if 'val' in own else {**DEFAULT_FRACTIONS, **own}
+    return own if 'val' in own else {**dataset.fractions, **own}
 
 
 def _draw(dataset: Dataset, config: DataConfig, fractions: Mapping[str, float]) -> dict[str, Rows]:
@@ -85,17 +86,21 @@ def _draw(dataset: Dataset, config: DataConfig, fractions: Mapping[str, float]) 
 
     pool = dataset.sources['train']
     labels = dataset.labels(pool) if dataset.labels else None
-    rest = stratified_order(len(pool), labels, config.split_seed)
+    rest, take = stratified_order(len(pool), labels, config.split_seed), take_evenly
+    if dataset.ordered:
+        rest, take = np.arange(len(pool)), take_last
     parts = {}
     if config.folds is not None and config.fold is not None:
         if config.folds > len(rest):
             raise ConfigError(f'config.data.folds={config.folds} exceeds the {len(rest)} records')
-        in_fold = np.arange(len(rest)) % config.folds == config.fold
+        places = np.arange(len(rest))
+        fold = places * config.folds // len(rest) if dataset.ordered else places % config.folds
+        in_fold = fold == config.fold
         parts['test'], rest = rest[in_fold], rest[~in_fold]
     drawn = [name for name in ('test', 'val', 'train') if name in fractions]
     edges = np.cumsum([0, *(fractions[name] for name in drawn)]) * len(rest)
     for name, count in zip(drawn, np.diff(np.round(edges).astype(int)), strict=True):
-        parts[name], rest = take_evenly(rest, count)
+        parts[name], rest = take(rest, count)
     return {name: ('train', np.sort(part)) for name, part in ({'train': rest} | parts).items()}
 
 
@@ -109,6 +114,12 @@ def take_evenly(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` evenly spaced entries and the rest; any run of entries gives its share, +-1."""
     taken = np.diff(np.arange(len(order) + 1) * count // max(len(order), 1)) == 1
     return order[taken], order[~taken]
+
+
+def take_last(order: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `count` entries, and those before them."""
+    edge = len(order) - count
+    return order[edge:], order[:edge]
 
 
 def _parse(text: str, sources: Mapping[str, Source], where: str) -> Rows:

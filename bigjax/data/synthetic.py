@@ -52,7 +52,7 @@ def load(config: Config) -> Dataset:
             spec = replace(spec, num_classes=config.classes)
         if config.kind == 'images':
             spec = replace(spec, mean=(0.5,) * config.channels, std=(0.2,) * config.channels)
-        return spec, lambda rows: rows
+        return spec, lambda source: source
 
     return Dataset({'train': source}, prepare)
 

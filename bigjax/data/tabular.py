@@ -15,7 +15,16 @@ import jax
 import numpy as np
 from sklearn.utils import Bunch
 
-from bigjax.data.core import ArraySource, Batch, Dataset, DataSpec, Source, Transform, everything
+from bigjax.data.core import (
+    ArraySource,
+    Batch,
+    Dataset,
+    DataSpec,
+    Source,
+    Transform,
+    everything,
+    rowwise,
+)
 from bigjax.errors import DataError
 
 Statistic = Literal['mean', 'median']
@@ -62,7 +71,7 @@ def dataset(table: Table, impute: Statistic = 'mean', missing_indicators: bool =
             class_names=table.class_names,
             feature_names=feature_names,
         )
-        return spec, transform
+        return spec, rowwise(transform)
 
     return Dataset(
         sources={'train': ArraySource(raw)},

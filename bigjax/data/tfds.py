@@ -48,7 +48,7 @@ def load(config: Config) -> Dataset:
     A sequence of class labels becomes int32 [C], 1 for the classes that it holds.
     Raises: DataError for a data set that is not prepared, or a feature of another kind.
     """
-    builder = _prepared_builder(config)
+    builder = prepared_builder(config.dataset, config.data_dir)
     names = _feature_names(config, builder)
     converters = {role: _converter(config, builder, name) for role, name in names.items()}
     sources = {
@@ -98,13 +98,14 @@ def find_builder(
         raise DataError(f'no TFDS data set {name!r}: {" ".join(str(error).split())}') from None
 
 
-def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
-    builder = find_builder(config.dataset, config.data_dir)
-    command = f'bigjax data prepare {config.dataset}'
-    command += f' --data_dir={config.data_dir}' if config.data_dir else ''
+def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that is prepared as array_record. Raises: DataError."""
+    builder = find_builder(name, data_dir)
+    command = f'bigjax data prepare {name}'
+    command += f' --data_dir={data_dir}' if data_dir else ''
     if not builder.is_prepared():
         raise DataError(
-            f'{config.dataset} is not prepared in {builder.data_path}; do it once with: {command}'
+            f'{name} is not prepared in {builder.data_path}; do it once with: {command}'
         )
     formats = {form.value for form in builder.info.available_file_formats()}
     if 'array_record' not in formats:
@@ -113,6 +114,26 @@ def _prepared_builder(config: Config) -> tfds.core.DatasetBuilder:
             f'array_record, which needs no TensorFlow: move it away, then: {command}'
         )
     return builder
+
+
+def records_of(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """Random access to the records of a split, their images still encoded."""
+    still_encoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+
+
+def split_key(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
+    """Plain values that change when the records of a split do."""
+    info = builder.info
+    return {
+        'dataset': info.full_name,
+        'prepared': (builder.data_path / 'dataset_info.json').stat().mtime,
+        'split': [split, info.splits[split].shard_lengths, info.splits[split].num_bytes],
+    }
 
 
 def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping[str, str]:
@@ -177,15 +198,12 @@ def _rows(
     names: Mapping[str, str],
     converters: Mapping[str, Converter],
 ) -> Batch:
-    info = builder.info
     key = {
-        'dataset': info.full_name,
-        'prepared': (builder.data_path / 'dataset_info.json').stat().mtime,
-        'split': [split, info.splits[split].shard_lengths, info.splits[split].num_bytes],
+        **split_key(builder, split),
         'features': names,
         'image_size': config.image_size,
     }
-    name = f'{info.full_name}-{split}'.replace('/', '-')
+    name = f'{builder.info.full_name}-{split}'.replace('/', '-')
     decoded = partial(_decoded, builder, split, names, converters)
     return cache.rows(cache.root(config.cache_dir), name, key, decoded)
 
@@ -198,11 +216,6 @@ def _decoded(
 ) -> Iterator[Batch]:
     """Batches of all records. Raises: DataError naming a record that cannot be read."""
     where = f'{builder.data_path}, split {split!r}'
-    still_encoded = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
 
     def decode(start: int) -> Batch:
         rows: dict[str, list] = {role: [] for role in names}
@@ -216,7 +229,7 @@ def _decoded(
         return {role: np.stack(values) for role, values in rows.items()}
 
     try:
-        records = builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+        records = records_of(builder, split)
         yield from cache.parallel(decode, range(0, len(records), CHUNK))
     except RuntimeError as error:  # array_record's own, with the byte offset in its message
         raise DataError(f'{where}: {error}; move it away and prepare it again') from error

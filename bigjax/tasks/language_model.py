@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import numpy as np
 
 from bigjax import losses, metrics
 from bigjax.data.core import Batch, DataSpec
@@ -25,8 +24,7 @@ def build(config: Config, spec: DataSpec) -> Task:
     """Raises: ConfigError where the data has no vocabulary."""
     if spec.vocab_size is None:
         raise ConfigError('config.task.name: language_model expects token data, such as data text')
-    is_bytes = spec.vocab_size == 256
-    token_bytes = np.ones(spec.vocab_size) if is_bytes else None
+    bits = () if spec.token_bytes is None else ('bits_per_byte',)
     return Task(
         kind='language_model',
         outputs=spec.vocab_size,
@@ -35,9 +33,9 @@ def build(config: Config, spec: DataSpec) -> Task:
             metrics.make,
             kind='language_model',
             num_classes=spec.vocab_size,
-            token_bytes=token_bytes,
+            token_bytes=spec.token_bytes,
         ),
-        default_metrics=('perplexity', 'accuracy', *(('bits_per_byte',) if is_bytes else ())),
+        default_metrics=('perplexity', 'accuracy', *bits),
         predict=jax.nn.softmax,
         train_metrics=('accuracy',),
     )

@@ -26,7 +26,7 @@ OWN = """
     import jax
     import numpy as np
 
-    from bigjax.data.core import ArraySource, Dataset, DataSpec, Subset
+    from bigjax.data.core import ArraySource, Dataset, DataSpec, Subset, rowwise
 
     SEEN = []
     CALLS = []
@@ -53,7 +53,7 @@ OWN = """
                 inputs = batch['raw'][:, None].astype('float32')
                 return {'inputs': inputs, 'targets': batch['raw'].astype('int32')}
 
-            return spec, transform
+            return spec, rowwise(transform)
 
         return Dataset({'train': ArraySource({'raw': rows})}, prepare)
 """

@@ -1,5 +1,7 @@
 """Splits: by name, by fraction, by fold; disjoint, stratified, and refused where they leak."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -184,3 +186,21 @@ def test_splits_without_rows_are_refused():
         rows_of(dataset(train=3))
     with pytest.raises(DataError, match="'val' of data 'mine' gets no rows"):
         rows_of(dataset(train=10), splits={'train': 'train[:5]', 'val': 'train[7:7]'})
+
+
+def test_rows_whose_order_matters_are_cut_in_order():
+    ordered = replace(dataset(train=100), ordered=True)
+    rows = rows_of(ordered, splits={'val': 0.2, 'test': 0.1})
+    assert {name: list(part) for name, part in rows.items()} == {
+        'train': list(range(70)),
+        'val': list(range(70, 90)),
+        'test': list(range(90, 100)),
+    }
+    rows = rows_of(ordered, folds=5, fold=1)
+    assert list(rows['test']) == list(range(20, 40))
+    assert list(rows['train']) == [*range(20), *range(40, 100)]
+
+
+def test_a_data_set_has_fractions_of_its_own():
+    rows = rows_of(replace(dataset(train=100), fractions={'val': 0.3, 'test': 0.2}))
+    assert {name: len(part) for name, part in rows.items()} == {'train': 50, 'val': 30, 'test': 20}

@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bigjax import schema
-from bigjax.data import images, prepare
+from bigjax.data import images, prepare, records
 from bigjax.data import tfds as data_tfds
 from bigjax.data.core import Dataset, everything
-from bigjax.errors import DataError
+from bigjax.errors import ConfigError, DataError
 
 SIZES = {'train': 20, 'test': 5, 'unlabelled': 3}
 
@@ -197,3 +197,14 @@ def test_fashion_mnist_itself(tmp_path):
     np.testing.assert_allclose([*spec.mean, *spec.std], [0.2860, 0.3530], atol=1e-4)
     assert np.bincount(data.labels(data.sources['train'])).tolist() == [6000] * 10
     assert np.bincount(data.labels(data.sources['test'])).tolist() == [1000] * 10
+
+
+def test_columns_of_a_prepared_data_set_are_records(data_dir, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
+    parts = records.find(['tfds:bigjax_tiny'])
+    assert set(parts) == set(SIZES)
+    [part] = parts['train']
+    found = list(part.read(('text', 'label', 'id')))
+    assert sorted(found) == sorted(('x', i % 3, i) for i in range(SIZES['train']))
+    with pytest.raises(ConfigError, match="no column 'texts'; did you mean 'text'"):
+        list(part.read(('texts',)))

@@ -14,9 +14,10 @@ RNG = np.random.default_rng(0)
 B, T = 3, 5
 
 
-def task_of(vocab, config=Config()):  # noqa: B008
+def task_of(vocab, config=Config(), token_bytes=None):  # noqa: B008
     row = jax.ShapeDtypeStruct((T,), jnp.int32)
-    return language_model.build(config, DataSpec(row, row, vocab_size=vocab, tokens=T))
+    spec = DataSpec(row, row, vocab_size=vocab, tokens=T, token_bytes=token_bytes)
+    return language_model.build(config, spec)
 
 
 def batch_of(vocab, weights):
@@ -43,14 +44,17 @@ def test_next_token_loss_and_z_loss():
 def test_bytes_are_measured_in_bits():
     weights = (RNG.random((B, T)) > 0.3).astype(np.float32)
     batch = batch_of(256, weights)
-    task = task_of(256)
+    lengths = RNG.integers(0, 4, 256)
+    task = task_of(256, token_bytes=lengths)
     groups = task.metrics(task.default_metrics)
     found = task.loss(jnp.asarray, batch)
     sums = metrics.update(groups, found.outputs, found.targets, found.weights)
     values = metrics.compute(groups, metrics.accumulate(groups, None, sums))
     mean = (negative_log_likelihood(batch) * weights).sum() / weights.sum()
     assert values['perplexity'] == pytest.approx(np.exp(mean), rel=1e-5)
-    assert values['bits_per_byte'] == pytest.approx(mean / np.log(2), rel=1e-5)
+    nats = (negative_log_likelihood(batch) * weights).sum()
+    size = (lengths[batch['targets']] * weights).sum()
+    assert values['bits_per_byte'] == pytest.approx(nats / np.log(2) / size, rel=1e-5)
 
 
 def test_other_vocabularies_have_no_bytes():
