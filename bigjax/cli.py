@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigjax.config import Config, load
+from bigjax.config import Config, load, override
 from bigjax.errors import BigjaxError, ConfigError, EnvironmentProblem
 
 Overrides = list[tuple[str, str]]
@@ -43,7 +43,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     ) -> argparse.ArgumentParser:
         epilog = 'Any field of the config: --config.section.field=value' if parents else None
         sub = commands.add_parser(name, help=help, description=help, parents=parents, epilog=epilog)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, takes_overrides=bool(parents))
         return sub
 
     command('train', _train, 'train a model, or go on training it', config, workdir)
@@ -51,10 +51,24 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         'crossval', _crossval, 'train every fold; mean and deviation', config, workdir
     )
     crossval.add_argument('--folds', type=int, default=5)
-    evaluate = command('eval', _eval, 'evaluate a trained run')
-    evaluate.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
+    run = argparse.ArgumentParser(add_help=False)
+    run.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
+    evaluate = command('eval', _eval, 'evaluate a trained run', run)
     evaluate.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     evaluate.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
+    generate = command('generate', _generate, 'write on with a language model')
+    generate.set_defaults(takes_overrides=True)
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument('--run', dest='workdir', type=Path, metavar='DIR', help='a trained run')
+    source.add_argument('--pretrained', type=Path, metavar='PATH', help='a hub folder, or GGUF')
+    generate.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
+    generate.add_argument('--prompt', action='append', default=[], help='may be given again')
+    generate.add_argument('--prompt_file', type=Path, help='a file that holds one prompt')
+    for flag, default in (('num_samples', 1), ('max_new_tokens', 200), ('seed', 0)):
+        generate.add_argument(f'--{flag}', type=int, default=default)
+    for flag, kind in (('temperature', float), ('top_k', int), ('top_p', float), ('min_p', float)):
+        generate.add_argument(f'--{flag}', type=kind, help='temperature 0 is greedy')
+    generate.add_argument('--stop', action='append', default=[], help='end where this appears')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
@@ -67,16 +81,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     prepare.add_argument(
         '--from', dest='source', type=Path, metavar='DIR', help='where the original files are'
     )
-    prepare.set_defaults(run=_prepare)
+    prepare.set_defaults(run=_prepare, takes_overrides=False)
     help = 'tokenise the text of a config, for the runs to come'
     tokenize = data.add_parser('tokenize', help=help, description=help, parents=[config])
-    tokenize.set_defaults(run=_tokenize)
+    tokenize.set_defaults(run=_tokenize, takes_overrides=True)
 
     arguments, rest = parser.parse_known_args(argv)
     overrides: Overrides = []
     for flag in rest:
         key, equals, value = flag.removeprefix('--config.').partition('=')
-        if not flag.startswith('--config.') or not equals or not hasattr(arguments, 'config'):
+        if not flag.startswith('--config.') or not equals or not arguments.takes_overrides:
             parser.error(f'unknown argument {flag!r}')
         overrides.append((key, value))
     return arguments, overrides
@@ -103,11 +117,39 @@ def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
     cross_validate(config, arguments.workdir, arguments.folds, Console())
 
 
-def _eval(arguments: argparse.Namespace, _: Overrides) -> None:
+def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.train.folder import saved_config
     from bigjax.train.outcome import evaluate_run
 
     _start_jax()
-    evaluate_run(arguments.workdir, arguments.split, arguments.checkpoint, Console())
+    config = override(saved_config(arguments.workdir), overrides)
+    evaluate_run(config, arguments.workdir, arguments.split, arguments.checkpoint, Console())
+
+
+def _generate(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax import writing
+
+    _start_jax()
+    names = ('temperature', 'top_k', 'top_p', 'min_p')
+    given = {name: getattr(arguments, name) for name in names}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    prompts = list(arguments.prompt)
+    if arguments.prompt_file is not None:
+        prompts.append(writing.read_prompt(arguments.prompt_file))
+    author = (
+        writing.of_weights(arguments.pretrained)
+        if arguments.pretrained
+        else writing.of_run(arguments.workdir, arguments.checkpoint, overrides)
+    )
+    writing.write(
+        author,
+        prompts,
+        sampling,
+        num_samples=arguments.num_samples,
+        max_new_tokens=arguments.max_new_tokens,
+        stops=arguments.stop,
+        seed=arguments.seed,
+    )
 
 
 def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:

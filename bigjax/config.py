@@ -283,7 +283,16 @@ def resolve(values: Mapping[str, Any]) -> Config:
 
 def load(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The config of `FILE.py[:ARG]` with `('train.steps', '10')` overrides. Raises: ConfigError."""
-    values = ml_collections.ConfigDict(_run_config_file(path_and_arg))
+    return _overridden(_run_config_file(path_and_arg), overrides)
+
+
+def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The config with some fields set as on a command line. Raises: ConfigError."""
+    return _overridden(schema.to_dict(config), overrides)
+
+
+def _overridden(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
+    values = ml_collections.ConfigDict(mapping)
     values.unlock()
     for key, text in overrides:
         _override(values, key, text)

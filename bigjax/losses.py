@@ -71,18 +71,18 @@ def huber_error(predictions: Array, targets: Array, delta: float = 1.0) -> Array
     return optax.losses.huber_loss(_error(predictions, targets), delta=delta)
 
 
-def l1_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
-    """Sum of |w| over the parameters that the boolean tree `mask` keeps (all, without one)."""
+def l1_penalty(params: PyTree) -> Array:
+    """Sum of |w| over all parameters."""
     # Not jnp.abs, whose derivative at 0 is 1 in JAX: a bias that starts at 0 would be pushed.
-    return _sum_over_leaves(lambda w: w * jax.lax.stop_gradient(jnp.sign(w)), params, mask)
+    return _sum_over_leaves(lambda w: w * jax.lax.stop_gradient(jnp.sign(w)), params)
 
 
-def l2_penalty(params: PyTree, mask: PyTree | None = None) -> Array:
-    """Half the sum of w² over the parameters that `mask` keeps (all, without one).
+def l2_penalty(params: PyTree) -> Array:
+    """Half the sum of w² over all parameters.
 
     The half makes a coefficient mean what `weight_decay` means to sgd: the gradient is w itself.
     """
-    return _sum_over_leaves(lambda w: 0.5 * w**2, params, mask)
+    return _sum_over_leaves(lambda w: 0.5 * w**2, params)
 
 
 def _error(predictions: Array, targets: Array) -> Array:
@@ -95,12 +95,7 @@ def _require_shape(targets: Array, expected: tuple[int, ...]) -> None:
         raise ValueError(f'targets have shape {targets.shape}; these outputs need {expected}')
 
 
-def _sum_over_leaves(
-    function: Callable[[Array], Array], params: PyTree, mask: PyTree | None
-) -> Array:
-    if mask is None:
-        mask = jax.tree.map(lambda _: True, params)
-    sums = jax.tree.map(
-        lambda w, kept: jnp.sum(function(w.astype(jnp.float32))) if kept else 0.0, params, mask
-    )
-    return jnp.asarray(sum(jax.tree.leaves(sums)), jnp.float32)
+def _sum_over_leaves(function: Callable[[Array], Array], params: PyTree) -> Array:
+    leaves = jax.tree.leaves(params)
+    sums = [jnp.sum(function(leaf.astype(jnp.float32))) for leaf in leaves]
+    return jnp.asarray(sum(sums), jnp.float32)

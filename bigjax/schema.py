@@ -12,11 +12,13 @@ naming the path of the field and the nearest known name. Below this edge no valu
 again.
 """
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from bigjax.errors import ConfigError, nearest
@@ -61,27 +63,31 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = 'config') -> T:
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    known = {name for name in fields if name != 'options'}
     built: dict[str, Any] = {}
-    for key in values:
-        if key not in known and 'options' not in fields:
-            raise ConfigError(f'unknown key {where}.{key}: {nearest(key, known)}')
-    for name in known:
+    is_open = fields.pop('options', None) is not None
+    rest = {key: value for key, value in values.items() if key not in fields}
+    if is_open:
+        built['options'] = {**rest.pop('options', {}), **rest}
+    elif rest:
+        key = next(iter(rest))
+        raise ConfigError(f'unknown key {where}.{key}: {nearest(key, fields)}')
+    for name, field in fields.items():
         if name in values:
             built[name] = _convert(hints[name], values[name], f'{where}.{name}')
-        elif _is_required(fields[name]):
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f'missing {where}.{name}: expected {describe(hints[name])}')
-    if 'options' in fields:
-        rest = {key: value for key, value in values.items() if key not in known}
-        built['options'] = {**rest.pop('options', {}), **rest}
     try:
         return cls(**built)
     except ValueError as error:  # a __post_init__ that compares fields
         raise ConfigError(f'{where}: {error}') from None
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def options_of(function: Callable) -> type:
+    """A schema of the keyword-only arguments of a function, which have defaults: its options."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    fields: list[Any] = [(p.name, p.annotation, p.default) for p in keywords]
+    return dataclasses.make_dataclass('Options', fields, frozen=True)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -93,12 +99,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 raise _wrong(where, f'a number {limits}', value)
         return value
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(hint, args, value, where)
+        return _convert_union(args, value, where)
     if origin is Literal:
         if value not in args:
-            choices = [str(choice) for choice in args]
-            hope = nearest(str(value), choices)
-            raise _wrong(where, 'one of ' + ', '.join(choices), value, hope)
+            raise _wrong(where, describe(hint), value, nearest(str(value), map(str, args)))
         return value
     if origin is tuple:
         return _convert_tuple(args, value, where)
@@ -128,18 +132,14 @@ def _convert_dataclass(cls: Any, value: Any, where: str) -> Any:
     return build(cls, value, where)
 
 
-def _convert_union(hint: Any, args: tuple, value: Any, where: str) -> Any:
+def _convert_union(args: tuple, value: Any, where: str) -> Any:
     if value is None and type(None) in args:
         return None
-    options = [option for option in args if option is not type(None)]
-    if len(options) == 1:
-        return _convert(options[0], value, where)
-    for option in options:
-        try:
+    *others, last = [option for option in args if option is not type(None)]
+    for option in others:
+        with contextlib.suppress(ConfigError):
             return _convert(option, value, where)
-        except ConfigError:
-            continue
-    raise _wrong(where, describe(hint), value)
+    return _convert(last, value, where)
 
 
 def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
@@ -193,17 +193,11 @@ def describe(hint: Any) -> str:
 def to_dict(value: Any) -> Any:
     """The inverse of `build`, ready for JSON: dataclasses to dicts (options inlined), tuples to
     lists."""
-    if hasattr(value, 'parse') and not isinstance(value, type):
+    if hasattr(value, 'parse'):
         return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            item = to_dict(getattr(value, field.name))
-            if field.name == 'options':
-                plain.update(item)
-            else:
-                plain[field.name] = item
-        return plain
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value |= value.pop('options', {})
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -22,11 +22,19 @@ SPECS = {  # of data that may not be on this machine
         mean=(0.3,),
         std=(0.3,),
     ),
+    'shakespeare': DataSpec(
+        jax.ShapeDtypeStruct((64,), np.int32),
+        jax.ShapeDtypeStruct((64,), np.int32),
+        vocab_size=65,
+        tokens=64,
+    ),
 }
 
 
 def built(path: Path) -> Run:
     loaded = config.load(str(path))
+    if loaded.train.batch_size % 8:  # of the devices here
+        loaded = config.with_values(loaded, **{'train.batch_size': 8})
     if path.stem not in SPECS:
         return build(loaded)
     batch = zeros(SPECS[path.stem], 60_000 if loaded.train.epochs else loaded.train.batch_size)

@@ -1,4 +1,4 @@
-"""Rows decoded once, kept as memory-mapped .npy files that later runs share.
+"""Rows decoded once, kept as memory-mapped files that later runs share.
 
 A folder of the cache is named by what it was made from. It is written under another name and
 renamed when complete, so a run that is killed leaves nothing that a later one would trust. Of
@@ -10,23 +10,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import numpy as np
 
 from bigjax.data.core import Batch
 from bigjax.errors import EnvironmentProblem
 
-Item = TypeVar('Item')
-Result = TypeVar('Result')
-
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raise it when what is written for the same key changes."""
+
+CHUNK = 64
+"""Items that a thread decodes in one go."""
 
 
 def root(configured: str | None = None) -> Path:
@@ -34,72 +33,6 @@ def root(configured: str | None = None) -> Path:
     if configured:
         return Path(configured).expanduser()
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'bigjax'
-
-
-def rows(
-    folder: Path, name: str, key: Mapping[str, Any], chunks: Callable[[], Iterable[Batch]]
-) -> Batch:
-    """Memory-mapped arrays of all the rows that `chunks()` yields, batch after batch.
-
-    Written at the first call with this `name` and `key` (plain values: all that the rows depend
-    on), read at every later one. Raises: EnvironmentProblem if the cache cannot be written.
-    """
-    digest = hashlib.sha256(json.dumps([LAYOUT, key], sort_keys=True).encode()).hexdigest()
-    final = folder / f'{name}-{digest[:16]}'
-    try:
-        if not final.is_dir():
-            with locked(_beside(final, 'lock')):
-                if not final.is_dir():  # another process may have just written it
-                    _write_folder(final, key, chunks)
-        return {path.stem: np.load(path, mmap_mode='r') for path in final.glob('*.npy')}
-    except OSError as error:
-        raise EnvironmentProblem(
-            f'cache {final}: {error.strerror or error}; free disk space, or set cache_dir to a '
-            f'folder that can be written'
-        ) from error
-
-
-def _write_folder(final: Path, key: Mapping, chunks: Callable[[], Iterable[Batch]]) -> None:
-    partial = _beside(final, 'partial')
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
-    partial.mkdir()
-    try:
-        _write_rows(partial, chunks())
-        (partial / 'key.json').write_text(json.dumps(key, indent=2))
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _beside(final: Path, kind: str) -> Path:
-    return final.with_name(f'{final.name}.{kind}')
-
-
-def _write_rows(folder: Path, chunks: Iterable[Batch]) -> None:
-    """Written as ordinary files: a full disk is then an error, where a memory map would crash."""
-    files: dict[str, BinaryIO] = {}
-    count = 0
-    chunk: Batch = {}
-    with ExitStack() as stack:
-        for chunk in chunks:
-            for name, array in chunk.items():
-                if name not in files:
-                    files[name] = stack.enter_context((folder / f'{name}.npy').open('wb'))
-                    _write_header(files[name], array, 0)
-                files[name].write(np.ascontiguousarray(array).data)
-            count += len(next(iter(chunk.values())))
-        for name, file in files.items():
-            file.seek(0)
-            _write_header(file, chunk[name], count)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _write_header(file: BinaryIO, array: np.ndarray, count: int) -> None:
-    """NumPy pads the header so that its length does not depend on the number of rows."""
-    header = {'descr': array.dtype.str, 'fortran_order': False, 'shape': (count, *array.shape[1:])}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 @contextmanager
@@ -111,14 +44,62 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def parallel(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """`map` in order, in as many threads as there are cores, only a little ahead of its reader."""
+def rows(
+    folder: Path,
+    name: str,
+    key: Mapping[str, Any],
+    decode: Callable[[Sequence], Batch],
+    items: Callable[[], Sequence],
+) -> Batch:
+    """Memory-mapped arrays of the rows that `decode` makes of `items()`, some of them at a time.
+
+    Decoded, in threads, at the first call with this `name` and `key` (plain values: all that the
+    rows depend on), read at every later one. Raises: EnvironmentProblem if the cache cannot be
+    written.
+    """
+    digest = hashlib.sha256(json.dumps([LAYOUT, key], sort_keys=True).encode()).hexdigest()
+    final = folder / f'{name}-{digest[:16]}'
+    try:
+        if not final.is_dir():
+            with locked(final.with_name(f'{final.name}.lock')):
+                if not final.is_dir():  # another process may have just written it
+                    _write(final, decode, items())
+        arrays = json.loads((final / 'arrays.json').read_text())
+        return {name: np.memmap(final / name, mode='r', **kind) for name, kind in arrays.items()}
+    except OSError as error:
+        raise EnvironmentProblem(
+            f'cache {final}: {error.strerror or error}; free disk space, or set cache_dir to a '
+            f'folder that can be written'
+        ) from error
+
+
+def _write(final: Path, decode: Callable[[Sequence], Batch], items: Sequence) -> None:
+    """Written as ordinary files: a full disk is then an error, where a memory map would crash."""
+    partial = final.with_name(f'{final.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
+    partial.mkdir()
+    try:
+        count, arrays = 0, {}
+        for batch in _decoded(decode, items):
+            for name, array in batch.items():
+                with (partial / name).open('ab') as file:
+                    array.tofile(file)
+            count += len(array)
+            arrays = {
+                name: {'dtype': array.dtype.str, 'shape': (count, *array.shape[1:])}
+                for name, array in batch.items()
+            }
+        (partial / 'arrays.json').write_text(json.dumps(arrays))
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _decoded(decode: Callable[[Sequence], Batch], items: Sequence) -> Iterator[Batch]:
+    """Batch after batch, in order, decoded only a little ahead of being written."""
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for start in range(0, len(chunks), 4 * workers):
+            yield from pool.map(decode, chunks[start : start + 4 * workers])

@@ -1,20 +1,14 @@
-"""Diabetes: its progression after a year (25 to 346) of 442 patients; bundled with scikit-learn."""
+"""Diabetes: its progression after a year (25 to 346) of 442 patients; bundled with scikit-learn.
 
-from dataclasses import dataclass
+Inputs float32 [10], standardised here, where scikit-learn's own scaling would use the statistics of
+all rows; targets float32, as measured.
+"""
+
+from functools import partial
 
 from sklearn.datasets import load_diabetes
 
-from bigjax.data import tabular
-from bigjax.data.core import Dataset
+from bigjax.data.tabular import NoOptions, from_sklearn
 
-
-@dataclass(frozen=True)
-class Config:
-    """No options."""
-
-
-def load(config: Config) -> Dataset:
-    """Inputs float32 [10], standardised; targets float32, as measured."""
-    return tabular.from_sklearn(
-        load_diabetes(scaled=False)
-    )  # scaled would use statistics of all rows
+Config = NoOptions
+load = partial(from_sklearn, partial(load_diabetes, scaled=False))

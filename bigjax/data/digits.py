@@ -1,22 +1,20 @@
-"""Handwritten digits: 1,797 images of 8x8 pixels in 17 greys; bundled with scikit-learn."""
+"""Handwritten digits: 1,797 images of 8x8 pixels in 17 greys; bundled with scikit-learn.
 
-from dataclasses import dataclass
+Inputs float32 [8, 8, 1] in [0, 1]; targets are class ids.
+"""
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-from bigjax.data import images
-from bigjax.data.core import ArraySource, Dataset
+from bigjax.data import arrays
+from bigjax.data.core import Dataset
+from bigjax.data.tabular import NoOptions
 
-
-@dataclass(frozen=True)
-class Config:
-    """No options."""
+Config = NoOptions
 
 
 def load(config: Config) -> Dataset:
-    """Inputs float32 [8, 8, 1] in [0, 1]; targets are class ids."""
+    """As the module says."""
     data = load_digits()
-    inputs = (data.images / 16).astype(np.float32)[..., np.newaxis]
-    rows = {'inputs': inputs, 'targets': data.target.astype(np.int32)}
-    return images.dataset({'train': ArraySource(rows)}, 10, tuple('0123456789'))
+    rows = {'inputs': data.images[..., np.newaxis] / 16, 'targets': data.target}
+    return arrays.dataset({'train': rows}, 'digits', class_names=tuple('0123456789'))

@@ -14,20 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from bigjax.data import images
-from bigjax.data.checks import require_below
-from bigjax.data.core import ArraySource, Batch, Dataset
+from bigjax.data import arrays
+from bigjax.data.core import Dataset
 from bigjax.errors import DataError
 
 UINT8 = 8
+GZIP = b'\x1f\x8b'
 
 
-def _mnist_files() -> dict[str, tuple[str, str]]:
-    prefixes = {'train': 'train', 'test': 't10k'}
-    return {
-        split: (f'{prefix}-images-idx3-ubyte', f'{prefix}-labels-idx1-ubyte')
-        for split, prefix in prefixes.items()
-    }
+MNIST = {
+    'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
+    'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
+}
 
 
 @dataclass(frozen=True)
@@ -39,33 +37,21 @@ class Config:
     """
 
     path: str
-    files: Mapping[str, tuple[str, str]] = field(default_factory=_mnist_files)
+    files: Mapping[str, tuple[str, str]] = field(default_factory=lambda: MNIST)
     class_names: tuple[str, ...] = ()
 
 
 def load(config: Config) -> Dataset:
     """uint8 images [H, W, C] (C is 1 unless the file has four dimensions) and int32 labels."""
     folder = Path(config.path).expanduser()
-    splits = {split: _read_split(folder, *files) for split, files in config.files.items()}
-    num_classes = len(config.class_names) or 1 + max(
-        int(rows['targets'].max(initial=0)) for rows in splits.values()
-    )
-    for split, rows in splits.items():
-        require_below(rows['targets'], num_classes, f'{folder / config.files[split][1]}')
-    sources = {name: ArraySource(rows) for name, rows in splits.items()}
-    return images.dataset(sources, num_classes, config.class_names)
-
-
-def _read_split(folder: Path, images_name: str, labels_name: str) -> Batch:
-    inputs = read(_find(folder, images_name), ndim=(3, 4))
-    targets = read(_find(folder, labels_name), ndim=(1,))
-    if len(inputs) != len(targets):
-        raise DataError(
-            f'{folder}: {images_name} holds {len(inputs)} images, {labels_name} {len(targets)} '
-            f'labels; they must belong together'
-        )
-    inputs = inputs[..., np.newaxis] if inputs.ndim == 3 else inputs
-    return {'inputs': inputs, 'targets': targets.astype(np.int32)}
+    splits = {
+        split: {
+            'inputs': read(_find(folder, images), ndim=(3, 4)),
+            'targets': read(_find(folder, labels), ndim=(1,)),
+        }
+        for split, (images, labels) in config.files.items()
+    }
+    return arrays.dataset(splits, str(folder), class_names=config.class_names)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -80,12 +66,18 @@ def _find(folder: Path, name: str) -> Path:
 
 def read(path: Path, ndim: tuple[int, ...]) -> np.ndarray:
     """The uint8 array of an IDX file. Raises: DataError naming the file and the byte offset."""
-    content = _decompressed(path)
-    if content[:3] != bytes([0, 0, UINT8]) or len(content) < 4 or content[3] not in ndim:
-        expected = ' or '.join(f'00 00 08 {n:02x}' for n in ndim)
+    content = path.read_bytes()
+    if content.startswith(GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f'{path}: damaged gzip data ({error}); fetch it again') from error
+    magic = [bytes([0, 0, UINT8, n]) for n in ndim]
+    if content[:4] not in magic:
+        expected = ' or '.join(form.hex(' ') for form in magic)
         raise DataError(
-            f'{path}, offset 0: expected {expected} (uint8 of {" or ".join(map(str, ndim))} '
-            f'dimensions), got {content[:4].hex(" ") or "an empty file"}; is it an IDX file?'
+            f'{path}, offset 0: expected {expected} (uint8, number of dimensions), '
+            f'got {content[:4].hex(" ") or "an empty file"}; is it an IDX file?'
         )
     start = 4 + 4 * content[3]
     shape = np.frombuffer(content[4:start].ljust(start - 4, b'\0'), '>u4').tolist()
@@ -97,16 +89,3 @@ def read(path: Path, ndim: tuple[int, ...]) -> np.ndarray:
             f'dimensions {shape}, so {size} bytes, and it holds {len(content)}; fetch it again'
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _decompressed(path: Path) -> bytes:
-    """The content of a file, unzipped if it is gzipped."""
-    content = path.read_bytes()
-    if content[:2] != b'\x1f\x8b':
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            f'{path}, {len(content)} bytes: damaged gzip data ({error}); fetch it again'
-        ) from error

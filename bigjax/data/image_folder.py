@@ -5,7 +5,7 @@ the files.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset(('.png', '.jpg', '.jpeg', '.webp', '.bmp'))
 SPLITS = ('train', 'validation', 'val', 'test')
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,14 @@ class Config:
     """
     path: the folder; without folders train, validation, val or test in it, all is `train`.
     image_size: (height, width); images are scaled to cover it and cropped evenly.
-    corrupt: whether an image that cannot be decoded is an error, or left out, up to `max_corrupt`.
+    max_corrupt: so many images that cannot be decoded are left out; one more is an error.
     cache_dir: where decoded images are kept; by default the user's cache folder.
     """
 
     path: str
     image_size: tuple[PositiveInt, PositiveInt]
     channels: Literal[1, 3] = 3
-    corrupt: Literal['raise', 'skip'] = 'raise'
-    max_corrupt: NonNegativeInt = 100
+    max_corrupt: NonNegativeInt = 0
     cache_dir: str | None = None
 
 
@@ -73,55 +71,35 @@ def _source(config: Config, split: str, folder: Path, classes: tuple[str, ...]) 
     ]
     if not files:
         raise DataError(f'no images ({", ".join(sorted(SUFFIXES))}) in {folder}/<class>/')
+    stats = [(str(path.relative_to(folder)), path.stat()) for path, _ in files]
     key = {
-        'files': [[str(path.relative_to(folder)), *_size_and_time(path)] for path, _ in files],
+        'files': [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         'image_size': config.image_size,
         'channels': config.channels,
-        'corrupt': config.corrupt,
+        'max_corrupt': config.max_corrupt,
     }
-    rows = cache.rows(
-        cache.root(config.cache_dir),
-        f'{Path(config.path).name}-{split}',
-        key,
-        lambda: _decoded(config, files),
-    )
-    skipped = len(files) - len(rows['targets'])
-    if skipped:
-        logger.warning('%s: %d of %d images were corrupt and left out', folder, skipped, len(files))
-    return ArraySource(rows)
+    corrupt: list[Path] = []
 
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _decoded(config: Config, files: list[tuple[Path, int]]) -> Iterator[Batch]:
-    """Batches of decoded rows. Raises: DataError naming a corrupt file, as configured."""
-
-    def decode(some: list[tuple[Path, int]]) -> tuple[list[np.ndarray], list[int], list[str]]:
-        inputs, targets, errors = [], [], []
+    def decode(some: Sequence[tuple[Path, int]]) -> Batch:
+        inputs, targets = [], []
         for path, label in some:
             try:
                 inputs.append(images.decode(path, config.image_size, config.channels))
                 targets.append(label)
             except images.DECODE_ERRORS as error:
-                errors.append(f'{path}: not a readable image ({error})')
-        return inputs, targets, errors
+                corrupt.append(path)
+                fault = f'{path}: not a readable image ({error})'
+                if len(corrupt) > min(config.max_corrupt, len(files) - 1):
+                    raise DataError(
+                        f'{fault}; {len(corrupt)} of {len(files)} are corrupt: mend or delete '
+                        f'them, or leave out more than config.data.max_corrupt={config.max_corrupt}'
+                    ) from error
+                logger.warning('%s; left out', fault)
+        pixels = np.array(inputs, np.uint8).reshape(-1, *config.image_size, config.channels)
+        return {'inputs': pixels, 'targets': np.array(targets, np.int32)}
 
-    corrupt = 0
-    limit = min(config.max_corrupt, len(files) - 1)
-    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    for inputs, targets, errors in cache.parallel(decode, chunks):
-        corrupt += len(errors)
-        for error in errors:
-            if config.corrupt == 'raise':
-                raise DataError(f"{error}; mend or delete it, or set config.data.corrupt='skip'")
-            logger.warning('%s; left out', error)
-        if corrupt > limit:
-            raise DataError(
-                f'{corrupt} of {len(files)} images are corrupt, more than {limit} '
-                f'(config.data.max_corrupt={config.max_corrupt}); the last is {errors[-1]}'
-            )
-        if inputs:
-            yield {'inputs': np.stack(inputs), 'targets': np.array(targets, np.int32)}
+    root, name = cache.root(config.cache_dir), f'{Path(config.path).name}-{split}'
+    rows = cache.rows(root, name, key, decode, lambda: files)
+    if skipped := len(files) - len(rows['targets']):
+        logger.warning('%s: %d of %d images were corrupt and left out', folder, skipped, len(files))
+    return ArraySource(rows)

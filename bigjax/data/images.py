@@ -5,6 +5,7 @@ Shapes: H height, W width, C channels.
 
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -45,9 +46,12 @@ def decode(encoded: bytes | Path, size: tuple[int, int] | None, channels: int) -
 
 
 def dataset(
-    sources: Mapping[str, Source], num_classes: int | None, class_names: tuple[str, ...] = ()
+    sources: Mapping[str, Source],
+    num_classes: int | None,
+    class_names: tuple[str, ...] = (),
+    vocab_size: int | None = None,
 ) -> Dataset:
-    """Sources whose rows need no preparing: `inputs` (uint8 images, or numbers) and `targets`."""
+    """Sources whose rows need no preparing: `inputs` (uint8 images, ids, numbers) and `targets`."""
 
     def prepare(train: Source) -> tuple[DataSpec, Transform]:
         row = train[np.array([0])]
@@ -58,6 +62,8 @@ def dataset(
         is_image = inputs.dtype == np.uint8 and len(inputs.shape) == 3
         mean, std = mean_and_std(train) if is_image else ((), ())
         spec = DataSpec(inputs, targets, num_classes, class_names, mean=mean, std=std)
+        if vocab_size:
+            spec = replace(spec, vocab_size=vocab_size, tokens=inputs.shape[0])
         return spec, rowwise(_unchanged)
 
     return Dataset(sources, prepare, labels=labels if num_classes else None)
@@ -82,19 +88,16 @@ def labels(source: Source) -> np.ndarray:
 def mean_and_std(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels / 255; a constant channel gets deviation 1.
 
-    Sums of integers: exact, and the same on every machine.
+    Counts of integers: exact, and the same on every machine.
     """
     count = min(len(train), STATISTICS_ROWS)
     rows = np.arange(count) * len(train) // count
-    sums = squares = np.zeros(train[rows[:1]]['inputs'].shape[-1], np.int64)
-    pixels = 0
+    histogram = np.zeros((train[rows[:1]]['inputs'].shape[-1], 256), np.int64)
     for some in np.array_split(rows, -(-count // 512)):
-        images = train[some]['inputs']
-        images = images.reshape(-1, images.shape[-1])
-        pixels += len(images)
-        sums = sums + images.sum(axis=0, dtype=np.int64)
-        squares = squares + np.square(images, dtype=np.uint16).sum(axis=0, dtype=np.int64)
-    mean = sums / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+        channels = np.moveaxis(train[some]['inputs'], -1, 0)
+        histogram += [np.bincount(pixels.ravel(), minlength=256) for pixels in channels]
+    values, pixels = np.arange(256), histogram[0].sum()
+    mean = histogram @ values / pixels
+    std = np.sqrt(np.maximum(histogram @ values**2 / pixels - mean**2, 0))
     std[std == 0] = 255
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -6,6 +6,7 @@ from what the data set calls train.
 Shapes: N rows, T = sequence_length.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,6 @@ from bigjax.data.records import Column, Part
 from bigjax.data.tokenizers import Tokenizer, TokenizerConfig
 from bigjax.errors import ConfigError, DataError, nearest
 from bigjax.schema import PositiveInt
-
-CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -145,25 +144,27 @@ def _rows(config: Config, root: Path, tokenizer: Tokenizer, parts: Sequence[Part
     ids = np.min_scalar_type(tokenizer.vocab_size - 1)
     padding = tokenizer.special.get('pad', 0)
 
-    def chunks() -> Iterator[Batch]:
+    @functools.cache
+    def records() -> tuple[list[tuple[str, ...]], np.ndarray]:
         pairs = list(_texts(config, parts))
-        width = max((len(label) for _, label in pairs), default=1)
-        for start in range(0, len(pairs), CHUNK):
-            some = pairs[start : start + CHUNK]
-            rows = {
-                'tokens': np.full((len(some), length), padding, ids),
-                'mask': np.zeros((len(some), length), bool),
-                'token_types': np.zeros((len(some), length), np.uint8),
-                'label': np.array([label for _, label in some], f'<U{width}'),
-            }
-            encoded = tokenizer.encode_pairs([texts for texts, _ in some], length)
-            for row, (tokens, types) in enumerate(encoded):
-                rows['tokens'][row, : len(tokens)] = tokens
-                rows['token_types'][row, : len(tokens)] = types
-                rows['mask'][row, : len(tokens)] = True
-            yield rows
         if not pairs:
             raise DataError(f'{parts[0].where}: no records')
+        return [texts for texts, _ in pairs], np.array([label for _, label in pairs])
+
+    def decode(indices: Sequence[int]) -> Batch:
+        texts, labels = records()
+        rows = {
+            'tokens': np.full((len(indices), length), padding, ids),
+            'mask': np.zeros((len(indices), length), bool),
+            'token_types': np.zeros((len(indices), length), np.uint8),
+            'label': labels[indices],
+        }
+        encoded = tokenizer.encode_pairs([texts[index] for index in indices], length)
+        for row, (tokens, types) in enumerate(encoded):
+            rows['tokens'][row, : len(tokens)] = tokens
+            rows['token_types'][row, : len(tokens)] = types
+            rows['mask'][row, : len(tokens)] = True
+        return rows
 
     key: dict[str, Any] = {
         'parts': [part.key for part in parts],
@@ -173,7 +174,7 @@ def _rows(config: Config, root: Path, tokenizer: Tokenizer, parts: Sequence[Part
         'tokenizer': tokenizer.fingerprint,
         'sequence_length': length,
     }
-    return cache.rows(root, 'labelled-text', key, chunks)
+    return cache.rows(root, 'labelled-text', key, decode, lambda: range(len(records()[0])))
 
 
 def _targets(

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from bigjax.data.tfds import find_builder
+from bigjax.data.tfds import FORMAT, find_builder, require_array_record
 from bigjax.errors import DataError, EnvironmentProblem
-
-FORMAT = 'array_record'
 
 # When the original files were compressed, in seconds since 1970: MTIME in their gzip headers.
 # Debian's dataset-fashion-mnist holds the same data, compressed alike, under headers of its own.
@@ -68,12 +66,7 @@ def prepare(name: str, data_dir: Path | None = None, source: Path | None = None)
                 f'cannot prepare {name}: {error}; to do without a download give --from=DIR, a '
                 f'folder with {files or "the files that its page in the TFDS catalogue names"}'
             ) from error
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if FORMAT not in formats:
-        raise DataError(
-            f'{builder.data_path} is already prepared as {", ".join(sorted(formats))}; move it '
-            f'away, or give another --data_dir'
-        )
+    require_array_record(builder)
     return Path(builder.data_path)
 
 
@@ -115,9 +108,8 @@ def with_gzip_header(content: bytes, name: str, compressed_at: int) -> bytes:
 
     Any other data is returned unchanged.
     """
-    magic, method, flags, system = content[:2], content[2:3], content[3:4], content[8:10]
-    if magic != b'\x1f\x8b' or flags != b'\0':
+    if content[:2] != b'\x1f\x8b' or content[3:4] != b'\0':
         return content
-    has_name = b'\x08'
-    header = magic + method + has_name + struct.pack('<I', compressed_at) + system
+    has_name, mtime = b'\x08', struct.pack('<I', compressed_at)
+    header = content[:3] + has_name + mtime + content[8:10]
     return header + name.encode('latin-1') + b'\0' + content[10:]

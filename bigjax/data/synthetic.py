@@ -7,7 +7,6 @@ before it plus 1 or 2, so a model can reach ln 2 nats. Images resemble the pictu
 Shapes: B rows, F features, T tokens, H image size, C channels.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,9 +16,6 @@ import numpy as np
 
 from bigjax.data.core import Batch, Dataset, DataSpec, Source, Transform
 from bigjax.schema import NonNegative, NonNegativeInt, PositiveInt
-
-MAX_WIDTH = 2**24
-"""More random numbers than any row takes: those of row i have the counters from i * MAX_WIDTH."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +88,21 @@ def images(config: Config, indices: np.ndarray) -> Batch:
     """uint8 [B, H, H, C]: the mean of a picture of class `index % classes` and of random pixels."""
     shape = (config.image_size, config.image_size, config.channels)
     classes = indices % config.classes
-    pictures = random_bytes(config.seed, np.arange(config.classes), math.prod(shape))
-    noise = random_bytes(config.seed + 1, indices, math.prod(shape))
-    pixels = (pictures[classes] >> 1) + (noise >> 1)
-    return {'inputs': pixels.reshape(-1, *shape), 'targets': classes.astype(np.int32)}
+
+    def pixels(rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(256, size=shape, dtype=np.uint8) >> 1
+
+    pictures = drawn(config.seed, np.arange(config.classes), pixels)
+    inputs = pictures[classes] + drawn(config.seed + 1, indices, pixels)
+    return {'inputs': inputs, 'targets': classes.astype(np.int32)}
 
 
 def tokens(config: Config, indices: np.ndarray) -> Batch:
     """int32 [B, T], and the same one token on."""
-    bits = random_bits(config.seed, indices, config.sequence_length + 1)
-    steps = 1 + (bits >> np.uint64(63)).astype(np.int64)
-    steps[:, 0] = (bits[:, 0] % np.uint64(config.vocab_size)).astype(np.int64)
+    width = config.sequence_length
+    first = drawn(config.seed, indices, lambda rng: rng.integers(config.vocab_size, size=1))
+    steps = drawn(config.seed + 1, indices, lambda rng: rng.integers(1, 3, size=width))
+    steps = np.concatenate([first, steps], axis=1)
     stream = (np.cumsum(steps, axis=1) % config.vocab_size).astype(np.int32)
     return {'inputs': stream[:, :-1], 'targets': stream[:, 1:]}
 
@@ -116,30 +116,12 @@ _KINDS: dict[str, Callable[[Config, np.ndarray], Batch]] = {
 
 
 def normal(seed: int, indices: np.ndarray, width: int) -> np.ndarray:
-    """Standard normal [B, width] (Box and Muller 1958)."""
-    half = -(-width // 2)
-    uniform = (random_bits(seed, indices, 2 * half) >> np.uint64(11)) * 2.0**-53
-    radius = np.sqrt(-2 * np.log1p(-uniform[:, :half]))
-    angle = 2 * np.pi * uniform[:, half:]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :width]
+    """Standard normal [B, width]."""
+    return drawn(seed, indices, lambda rng: rng.normal(size=width))
 
 
-def random_bytes(seed: int, indices: np.ndarray, width: int) -> np.ndarray:
-    """uint8 [B, width]."""
-    return random_bits(seed, indices, -(-width // 8)).view(np.uint8)[:, :width]
-
-
-def random_bits(seed: int, indices: np.ndarray, width: int) -> np.ndarray:
-    """uint64 [B, width]: SplitMix64 (Steele, Lea and Flood 2014) of seed, index and column."""
-    stream = _mix(np.array([seed], np.uint64))
-    counter = indices.astype(np.uint64)[:, None] * np.uint64(MAX_WIDTH) + np.arange(
-        width, dtype=np.uint64
-    )
-    return _mix(_mix(counter) + stream)
-
-
-def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+def drawn(
+    seed: int, indices: np.ndarray, draw: Callable[[np.random.Generator], np.ndarray]
+) -> np.ndarray:
+    """What `draw` makes of a generator of each index's own: [B, ...]."""
+    return np.stack([draw(np.random.default_rng((seed, index))) for index in indices])

@@ -4,11 +4,11 @@ Records are decoded once, split by split, into a cache that later runs share: de
 read is far slower than training wants.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,10 +18,15 @@ from bigjax.data.core import Batch, Dataset
 from bigjax.errors import DataError, nearest
 from bigjax.schema import PositiveInt
 
-CHUNK = 256
+FORMAT = 'array_record'
+
+Builder: TypeAlias = tfds.core.DatasetBuilder
 
 Converter = Callable[[Any], Any]
 """A feature of one record, as TFDS gives it -> its row. Raises: one of images.DECODE_ERRORS."""
+
+Features = Mapping[str, tuple[str, Converter]]
+"""For inputs and for targets the name of a feature, and its converter."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,9 @@ def load(config: Config) -> Dataset:
     """
     builder = prepared_builder(config.dataset, config.data_dir)
     names = _feature_names(config, builder)
-    converters = {role: _converter(config, builder, name) for role, name in names.items()}
+    features = {role: (name, _converter(config, builder, name)) for role, name in names.items()}
     sources = {
-        split: DecodedOnce(
-            info.num_examples, partial(_rows, config, builder, split, names, converters)
-        )
+        split: DecodedOnce(info.num_examples, partial(_rows, config, builder, features, split))
         for split, info in builder.info.splits.items()
     }
     label = builder.info.features[names['targets']]
@@ -82,9 +85,7 @@ class DecodedOnce:
         return {role: array[indices] for role, array in self.arrays.items()}
 
 
-def find_builder(
-    name: str, data_dir: Path | str | None, **options: Any
-) -> tfds.core.DatasetBuilder:
+def find_builder(name: str, data_dir: Path | str | None, **options: Any) -> Builder:
     """The builder of a data set, by TFDS's own code or by the files of one that is prepared.
 
     Raises: DataError for an unknown name, config or version.
@@ -98,35 +99,40 @@ def find_builder(
         raise DataError(f'no TFDS data set {name!r}: {" ".join(str(error).split())}') from None
 
 
-def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def require_array_record(builder: Builder) -> None:
+    """Raises: DataError for a data set that was prepared in a format that needs TensorFlow."""
+    formats = sorted(form.value for form in builder.info.available_file_formats())
+    if FORMAT not in formats:
+        raise DataError(
+            f'{builder.data_path} is prepared as {", ".join(formats)}; expected {FORMAT}, which '
+            f'needs no TensorFlow: move it away, or choose another data_dir, and prepare it again'
+        )
+
+
+def prepared_builder(name: str, data_dir: str | None) -> Builder:
     """The builder of a data set that is prepared as array_record. Raises: DataError."""
     builder = find_builder(name, data_dir)
-    command = f'bigjax data prepare {name}'
-    command += f' --data_dir={data_dir}' if data_dir else ''
     if not builder.is_prepared():
+        option = f' --data_dir={data_dir}' if data_dir else ''
         raise DataError(
-            f'{name} is not prepared in {builder.data_path}; do it once with: {command}'
+            f'{name} is not prepared in {builder.data_path}; do it once with: '
+            f'bigjax data prepare {name}{option}'
         )
-    formats = {form.value for form in builder.info.available_file_formats()}
-    if 'array_record' not in formats:
-        raise DataError(
-            f'{builder.data_path} is prepared as {", ".join(sorted(formats))}; expected '
-            f'array_record, which needs no TensorFlow: move it away, then: {command}'
-        )
+    require_array_record(builder)
     return builder
 
 
-def records_of(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+def records_of(builder: Builder, split: str) -> Any:
     """Random access to the records of a split, their images still encoded."""
     still_encoded = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
-    return builder.as_data_source(split, decoders=still_encoded, file_format='array_record')
+    return builder.as_data_source(split, decoders=still_encoded, file_format=FORMAT)
 
 
-def split_key(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
+def split_key(builder: Builder, split: str) -> dict[str, Any]:
     """Plain values that change when the records of a split do."""
     info = builder.info
     return {
@@ -136,7 +142,7 @@ def split_key(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
     }
 
 
-def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping[str, str]:
+def _feature_names(config: Config, builder: Builder) -> Mapping[str, str]:
     inputs, targets = builder.info.supervised_keys or ('', '')
     names = {'inputs': config.inputs or inputs, 'targets': config.targets or targets}
     for role, name in names.items():
@@ -148,7 +154,7 @@ def _feature_names(config: Config, builder: tfds.core.DatasetBuilder) -> Mapping
     return names
 
 
-def _converter(config: Config, builder: tfds.core.DatasetBuilder, name: str) -> Converter:
+def _converter(config: Config, builder: Builder, name: str) -> Converter:
     """How values of a feature become rows of one shape. Raises: DataError if they cannot."""
     feature = builder.info.features[name]
     dtype, shape = np.dtype(feature.np_dtype), feature.shape
@@ -179,10 +185,8 @@ def _class_id(value: int, num_classes: int) -> np.int32:
 
 
 def _class_indicators(values: np.ndarray, num_classes: int) -> np.ndarray:
-    indicators = np.zeros(num_classes, np.int32)
-    for value in values:
-        indicators[_class_id(value, num_classes)] = 1
-    return indicators
+    ids = [_class_id(value, num_classes) for value in values]
+    return np.isin(np.arange(num_classes), ids).astype(np.int32)
 
 
 def _finite(value: np.ndarray, dtype: type) -> np.ndarray:
@@ -191,45 +195,29 @@ def _finite(value: np.ndarray, dtype: type) -> np.ndarray:
     return np.asarray(value, dtype)
 
 
-def _rows(
-    config: Config,
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    names: Mapping[str, str],
-    converters: Mapping[str, Converter],
-) -> Batch:
+def _rows(config: Config, builder: Builder, features: Features, split: str) -> Batch:
+    """All rows of a split. Raises: DataError naming a record that cannot be read."""
     key = {
         **split_key(builder, split),
-        'features': names,
+        'features': {role: name for role, (name, _) in features.items()},
         'image_size': config.image_size,
     }
-    name = f'{builder.info.full_name}-{split}'.replace('/', '-')
-    decoded = partial(_decoded, builder, split, names, converters)
-    return cache.rows(cache.root(config.cache_dir), name, key, decoded)
-
-
-def _decoded(
-    builder: tfds.core.DatasetBuilder,
-    split: str,
-    names: Mapping[str, str],
-    converters: Mapping[str, Converter],
-) -> Iterator[Batch]:
-    """Batches of all records. Raises: DataError naming a record that cannot be read."""
     where = f'{builder.data_path}, split {split!r}'
 
-    def decode(start: int) -> Batch:
-        rows: dict[str, list] = {role: [] for role in names}
-        indices = range(start, min(start + CHUNK, len(records)))
+    def decode(indices: Sequence[int]) -> Batch:
+        rows: dict[str, list] = {role: [] for role in features}
         for index, record in zip(indices, records.__getitems__(indices), strict=True):
-            for role, name in names.items():
+            for role, (name, convert) in features.items():
                 try:
-                    rows[role].append(converters[role](record[name]))
+                    rows[role].append(convert(record[name]))
                 except images.DECODE_ERRORS as error:
                     raise DataError(f'{where}, record {index}, {name!r}: {error}') from error
         return {role: np.stack(values) for role, values in rows.items()}
 
     try:
         records = records_of(builder, split)
-        yield from cache.parallel(decode, range(0, len(records), CHUNK))
+        name = f'{builder.info.full_name}-{split}'.replace('/', '-')
+        root = cache.root(config.cache_dir)
+        return cache.rows(root, name, key, decode, lambda: range(len(records)))
     except RuntimeError as error:  # array_record's own, with the byte offset in its message
         raise DataError(f'{where}: {error}; move it away and prepare it again') from error

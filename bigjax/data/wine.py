@@ -1,18 +1,13 @@
-"""Wine: 178 chemical analyses, of three growers' wines; bundled with scikit-learn."""
+"""Wine: 178 chemical analyses, of three growers' wines; bundled with scikit-learn.
 
-from dataclasses import dataclass
+Inputs float32 [13], standardised; targets are class ids.
+"""
+
+from functools import partial
 
 from sklearn.datasets import load_wine
 
-from bigjax.data import tabular
-from bigjax.data.core import Dataset
+from bigjax.data.tabular import NoOptions, from_sklearn
 
-
-@dataclass(frozen=True)
-class Config:
-    """No options."""
-
-
-def load(config: Config) -> Dataset:
-    """Inputs float32 [13], standardised; targets are class ids."""
-    return tabular.from_sklearn(load_wine())
+Config = NoOptions
+load = partial(from_sklearn, load_wine)

@@ -1,6 +1,6 @@
 """From the totals of statistics to the values of metrics: numpy in float64, once, on the host.
 
-C classes or labels; formulas of one label work for each of several.
+C classes or labels; a formula has a value for each, and `mean` of it has one for them all.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,11 @@ def ratio(numerator: Any, denominator: Any, undefined: float = np.nan) -> np.nda
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     filled = np.full(numerator.shape, undefined, np.float64)
     return np.divide(numerator, denominator, out=filled, where=denominator != 0)
+
+
+def mean(formula: Callable[[Any], np.ndarray]) -> Callable[[Any], Any]:
+    """The mean of a formula over classes, labels or outputs: the macro average of a ratio."""
+    return lambda total: formula(total).mean()
 
 
 def weighted_mean(total: PyTree) -> np.ndarray:
@@ -41,61 +46,59 @@ def calibration_error(bins: np.ndarray) -> Any:
 
 
 class Outcomes(NamedTuple):
-    """A confusion matrix and what it says of each class."""
+    """A confusion matrix, and what it says of each class: [*classes]."""
 
     confusion: np.ndarray
-    counts: np.ndarray  # true positives, false positives, false negatives: [3, *classes]
+    true_positive: np.ndarray
+    false_positive: np.ndarray
+    false_negative: np.ndarray
 
 
 def class_outcomes(confusion: np.ndarray) -> Outcomes:
     """Each class against the rest, in a matrix [C, C]."""
     right = np.diagonal(confusion)
-    return Outcomes(
-        confusion, np.stack([right, confusion.sum(0) - right, confusion.sum(1) - right])
-    )
+    return Outcomes(confusion, right, confusion.sum(0) - right, confusion.sum(1) - right)
 
 
 def label_outcomes(confusion: np.ndarray) -> Outcomes:
     """The positives of each label, in matrices [*labels, 2, 2]."""
-    true, false = confusion[..., 1, :], confusion[..., 0, :]
-    return Outcomes(confusion, np.stack([true[..., 1], false[..., 1], true[..., 0]]))
+    return Outcomes(confusion, confusion[..., 1, 1], confusion[..., 0, 1], confusion[..., 1, 0])
 
 
-def precision(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
-    """Of what was called positive, the part that is."""
-    return ratio(true_positive, true_positive + false_positive, undefined=0)
+def micro(formula: Callable[[Outcomes], np.ndarray]) -> Callable[[Outcomes], Any]:
+    """The micro average of a ratio: that of the outcomes of all classes together."""
+    return lambda outcomes: formula(
+        Outcomes(outcomes.confusion, *(counts.sum(-1) for counts in outcomes[1:]))
+    )
 
 
-def recall(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
-    """Of what is positive, the part that was called so."""
-    return ratio(true_positive, true_positive + false_negative, undefined=0)
+def precision(outcomes: Outcomes) -> np.ndarray:
+    """Of what was called positive, the part that is: [*classes]."""
+    right = outcomes.true_positive
+    return ratio(right, right + outcomes.false_positive, undefined=0)
 
 
-def f1(true_positive: Any, false_positive: Any, false_negative: Any) -> np.ndarray:
-    """The harmonic mean of precision and recall."""
-    right = 2 * true_positive
-    return ratio(right, right + false_positive + false_negative, undefined=0)
+def recall(outcomes: Outcomes) -> np.ndarray:
+    """Of what is positive, the part that was called so: [*classes]."""
+    right = outcomes.true_positive
+    return ratio(right, right + outcomes.false_negative, undefined=0)
+
+
+def f1(outcomes: Outcomes) -> np.ndarray:
+    """The harmonic mean of precision and recall: [*classes]."""
+    right = 2 * outcomes.true_positive
+    return ratio(right, right + outcomes.false_positive + outcomes.false_negative, undefined=0)
+
+
+def confusion_matrix(outcomes: Outcomes) -> np.ndarray:
+    """Of classes [C, C], of labels [*labels, 2, 2]: a row a target, a column a prediction."""
+    return outcomes.confusion
 
 
 def accuracy(outcomes: Outcomes) -> Any:
     """The part that is right, averaged over labels."""
     matrices = outcomes.confusion
     return ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum((-2, -1))).mean()
-
-
-def of_each_class(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
-    """A ratio of every class's counts: [*classes]."""
-    return lambda outcomes: of_counts(*outcomes.counts)
-
-
-def mean_over_classes(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
-    """The macro average of a ratio."""
-    return lambda outcomes: of_counts(*outcomes.counts).mean()
-
-
-def of_summed_classes(of_counts: Callable[..., np.ndarray]) -> Callable[[Outcomes], Any]:
-    """The micro average of a ratio."""
-    return lambda outcomes: of_counts(*outcomes.counts.sum(-1))
 
 
 class Ranking(NamedTuple):
@@ -134,33 +137,30 @@ def _ranking(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray) -> 
     return Ranking(np.append(np.inf, scores[last_of_tie]), np.append(0, false), np.append(0, true))
 
 
-def roc_curve(ranking: Ranking) -> np.ndarray:
+def roc_curve(rankings: list[Ranking]) -> np.ndarray:
     """False positive rate, true positive rate and threshold (a logit) by point: [3, points]."""
-    thresholds, false, true = ranking
+    ((thresholds, false, true),) = rankings
     return np.stack([ratio(false, false[-1]), ratio(true, true[-1]), thresholds])
 
 
-def auc(ranking: Ranking) -> np.ndarray:
-    """The area under the ROC curve, by trapezoids."""
-    _, false, true = ranking
-    area = (np.diff(false) * (true[1:] + true[:-1])).sum() / 2
-    return ratio(area, false[-1] * true[-1])
+def auc(rankings: list[Ranking]) -> np.ndarray:
+    """The area under each ROC curve, by trapezoids: [C]."""
+    return np.array(
+        [
+            ratio((np.diff(false) * (true[1:] + true[:-1])).sum() / 2, false[-1] * true[-1])
+            for _, false, true in rankings
+        ]
+    )
 
 
-def average_precision(ranking: Ranking) -> np.ndarray:
-    """The sum of precision times the step in recall."""
-    _, false, true = ranking
-    return ratio((np.diff(true) * ratio(true, true + false)[1:]).sum(), true[-1])
-
-
-def of_each_ranking(formula: Callable[[Ranking], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """A formula of every ranking: [C]."""
-    return lambda rankings: np.array([formula(ranking) for ranking in rankings])
-
-
-def mean_over_rankings(formula: Callable[[Ranking], np.ndarray]) -> Callable[[Any], Any]:
-    """The mean of a formula over rankings; nan when it is undefined for one of them."""
-    return lambda rankings: np.mean([formula(ranking) for ranking in rankings])
+def average_precision(rankings: list[Ranking]) -> np.ndarray:
+    """The sum of precision times the step in recall: [C]."""
+    return np.array(
+        [
+            ratio((np.diff(true) * ratio(true, true + false)[1:]).sum(), true[-1])
+            for _, false, true in rankings
+        ]
+    )
 
 
 def r2(rows: PyTree) -> Any:

@@ -11,13 +11,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from bigjax import losses
 from bigjax.errors import ConfigError, nearest
-from bigjax.losses import (
-    absolute_error,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-    squared_error,
-)
 from bigjax.metrics import formulas as f
 from bigjax.metrics import statistics as s
 
@@ -42,10 +37,7 @@ class MetricGroup:
 
 
 def make(
-    names: Iterable[str],
-    kind: str,
-    num_classes: int = 1,
-    token_bytes: ArrayLike | None = None,
+    names: Iterable[str], kind: str, num_classes: int = 1, token_bytes: ArrayLike | None = None
 ) -> dict[str, MetricGroup]:
     """The groups that hold the metrics `names` of a `kind` of task (a key of KINDS).
 
@@ -55,7 +47,7 @@ def make(
     names = tuple(names)
     align, groups = KINDS[kind]
     if token_bytes is not None:
-        bits = MetricGroup(s.nats_and_bytes(token_bytes), {'bits_per_byte': f.bits_per_byte})
+        bits = MetricGroup(s.nats_and_bytes(token_bytes), _named(f.bits_per_byte))
         groups = {**groups, 'bits_per_byte': bits}
     known = {name for group in groups.values() for name in group.formulas}
     known -= {f'top_{k}' for k in s.TOP_K if k >= num_classes}  # always 1
@@ -123,97 +115,76 @@ def _mean_group(function: Callable[[Array, Array], Array], **formulas: Formula) 
 
 def _confusion_group(statistic: s.Statistic, prepare: Formula, **extra: Formula) -> MetricGroup:
     """The confusion matrix of several classes or labels, and the averages of its ratios."""
-    formulas: dict[str, Formula] = {'confusion_matrix': lambda outcomes: outcomes.confusion}
-    for name, of_counts in (('precision', f.precision), ('recall', f.recall), ('f1', f.f1)):
+    formulas = _named(f.confusion_matrix) | extra
+    for formula in (f.precision, f.recall, f.f1):
         formulas |= {
-            f'{name}_per_class': f.of_each_class(of_counts),
-            f'{name}_macro': f.mean_over_classes(of_counts),
-            f'{name}_micro': f.of_summed_classes(of_counts),
+            f'{formula.__name__}_per_class': formula,
+            f'{formula.__name__}_macro': f.mean(formula),
+            f'{formula.__name__}_micro': f.micro(formula),
         }
-    return MetricGroup(statistic, formulas | extra, prepare)
+    return MetricGroup(statistic, formulas, prepare)
 
 
 def _ranking_group(**formulas: Formula) -> MetricGroup:
-    return MetricGroup(s.scored_rows, formulas, prepare=f.rankings, gather=True)
+    """Formulas of the rankings; nan in a mean where one of them is undefined."""
+    means = {'auc': f.mean(f.auc), 'average_precision': f.mean(f.average_precision)}
+    return MetricGroup(s.scored_rows, means | formulas, prepare=f.rankings, gather=True)
 
 
-_CALIBRATION: dict[str, Formula] = {
-    'calibration_error': f.calibration_error,
-    'calibration_curve': f.calibration_curve,
-}
-_TOP_K: dict[str, Formula] = {
-    'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)
-}
-_CLASS_RANKING = _ranking_group(
-    auc=f.mean_over_rankings(f.auc),
-    auc_per_class=f.of_each_ranking(f.auc),
-    average_precision=f.mean_over_rankings(f.average_precision),
-    average_precision_per_class=f.of_each_ranking(f.average_precision),
+def _named(*formulas: Callable[[Any], Any]) -> dict[str, Formula]:
+    return {formula.__name__: formula for formula in formulas}
+
+
+_CALIBRATION = _named(f.calibration_error, f.calibration_curve)
+_TOP_HITS = MetricGroup(
+    s.mean_of(s.top_hits),
+    {'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)},
+    f.weighted_mean,
 )
+_CLASS_RANKING = _ranking_group(
+    auc_per_class=f.auc, average_precision_per_class=f.average_precision
+)
+
+_BINARY = {
+    'log_loss': _mean_group(losses.sigmoid_cross_entropy, log_loss=np.mean),
+    'confusion': MetricGroup(
+        s.binary_confusion,
+        _named(f.confusion_matrix, f.accuracy, f.precision, f.recall, f.f1),
+        f.label_outcomes,
+    ),
+    'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
+    'ranking': _ranking_group(roc_curve=f.roc_curve),
+}
+_MULTICLASS = {
+    'top_k': _TOP_HITS,
+    'log_loss': _mean_group(losses.softmax_cross_entropy, log_loss=np.mean),
+    'confusion': _confusion_group(s.class_confusion, f.class_outcomes),
+    'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
+    'ranking': _CLASS_RANKING,
+}
+_MULTILABEL = {
+    'subset_accuracy': _mean_group(s.all_labels_hit, subset_accuracy=np.mean),
+    'log_loss': _mean_group(losses.sigmoid_cross_entropy, log_loss=np.mean),
+    'confusion': _confusion_group(s.label_confusion, f.label_outcomes, label_accuracy=f.accuracy),
+    'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
+    'ranking': _CLASS_RANKING,
+}
+_LANGUAGE_MODEL = {
+    'top_k': _TOP_HITS,
+    'log_loss': _mean_group(losses.softmax_cross_entropy, log_loss=np.mean, perplexity=np.exp),
+    'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
+}
+_REGRESSION = {
+    'squared': _mean_group(losses.squared_error, mse=np.mean, rmse=f.mean(np.sqrt)),
+    'absolute': _mean_group(losses.absolute_error, mae=np.mean),
+    'moments': MetricGroup(s.target_moments, _named(f.r2), gather=True),
+}
 
 # Of each kind of task: how its batches are aligned, and its groups.
 KINDS: dict[str, tuple[Align, dict[str, MetricGroup]]] = {
-    'binary': (
-        s.align_binary,
-        {
-            'log_loss': _mean_group(sigmoid_cross_entropy, log_loss=np.mean),
-            'confusion': MetricGroup(
-                s.binary_confusion,
-                {
-                    'confusion_matrix': lambda outcomes: outcomes.confusion,
-                    'accuracy': f.accuracy,
-                    'precision': f.of_each_class(f.precision),
-                    'recall': f.of_each_class(f.recall),
-                    'f1': f.of_each_class(f.f1),
-                },
-                f.label_outcomes,
-            ),
-            'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
-            'ranking': _ranking_group(
-                auc=f.mean_over_rankings(f.auc),
-                average_precision=f.mean_over_rankings(f.average_precision),
-                roc_curve=lambda rankings: f.roc_curve(rankings[0]),
-            ),
-        },
-    ),
-    'multiclass': (
-        s.align_classes,
-        {
-            'top_k': _mean_group(s.top_hits, **_TOP_K),
-            'log_loss': _mean_group(softmax_cross_entropy, log_loss=np.mean),
-            'confusion': _confusion_group(s.class_confusion, f.class_outcomes),
-            'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
-            'ranking': _CLASS_RANKING,
-        },
-    ),
-    'multilabel': (
-        s.align_labels,
-        {
-            'subset_accuracy': _mean_group(s.all_labels_hit, subset_accuracy=np.mean),
-            'log_loss': _mean_group(sigmoid_cross_entropy, log_loss=np.mean),
-            'confusion': _confusion_group(
-                s.label_confusion, f.label_outcomes, label_accuracy=f.accuracy
-            ),
-            'calibration': MetricGroup(s.label_calibration, _CALIBRATION),
-            'ranking': _CLASS_RANKING,
-        },
-    ),
-    'language_model': (
-        s.align_classes,
-        {
-            'top_k': _mean_group(s.top_hits, **_TOP_K),
-            'log_loss': _mean_group(softmax_cross_entropy, log_loss=np.mean, perplexity=np.exp),
-            'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
-        },
-    ),
-    'regression': (
-        s.align_regression,
-        {
-            'squared': _mean_group(
-                squared_error, mse=np.mean, rmse=lambda mean: np.sqrt(mean).mean()
-            ),
-            'absolute': _mean_group(absolute_error, mae=np.mean),
-            'moments': MetricGroup(s.target_moments, {'r2': f.r2}, gather=True),
-        },
-    ),
+    'binary': (s.align_binary, _BINARY),
+    'multiclass': (s.align_classes, _MULTICLASS),
+    'multilabel': (s.align_labels, _MULTILABEL),
+    'language_model': (s.align_classes, _LANGUAGE_MODEL),
+    'regression': (s.align_regression, _REGRESSION),
 }

@@ -5,6 +5,7 @@ max-pooling after the first two, then a dense layer of 64.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -41,13 +42,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.pools > len(self.channels):
-            raise ValueError(
-                f'pools={self.pools} is more than the {len(self.channels)} convolutions in channels'
-            )
+            convolutions = f'{len(self.channels)} convolutions in channels'
+            raise ValueError(f'pools={self.pools} is more than the {convolutions}')
         if self.kernel % 2 == 0:
-            raise ValueError(
-                f'kernel must be odd, to keep the size of the image; got {self.kernel}'
-            )
+            raise ValueError(f'kernel must be odd, to keep the image size; got {self.kernel}')
 
 
 def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
@@ -72,18 +70,14 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         config = self.config
-        kernel_init = initializers.before(config.activation)
+        init = initializers.before(config.activation)
+        conv = partial(
+            Conv, kernel=config.kernel, use_bias=not config.norm, kernel_init=init, dtype=self.dtype
+        )
+        hidden = partial(Hidden, activation=config.activation, kernel_init=init, dtype=self.dtype)
         x, fan_in = inputs, 'input'
         for i, channels in enumerate(config.channels):
-            x = Conv(
-                channels,
-                config.kernel,
-                axes=(fan_in, 'mlp'),
-                use_bias=config.norm is None,
-                kernel_init=kernel_init,
-                dtype=self.dtype,
-                name=f'conv_{i}',
-            )(x)
+            x = conv(channels, axes=(fan_in, 'mlp'), name=f'conv_{i}')(x)
             if config.norm:
                 x = make_norm(config.norm, dtype=self.dtype, name=f'norm_{i}')(x, train)
             x = ACTIVATIONS[config.activation](x)
@@ -93,13 +87,6 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(config.dense):
             x = Dropout(config.dropout)(x, train)
-            x = Hidden(
-                width,
-                config.activation,
-                axes=(fan_in, 'mlp'),
-                kernel_init=kernel_init,
-                dtype=self.dtype,
-                name=f'dense_{i}',
-            )(x)
+            x = hidden(width, axes=(fan_in, 'mlp'), name=f'dense_{i}')(x)
         x = Dropout(config.dropout)(x, train)
         return Dense(self.outputs, ('embed', 'output'), dtype=jnp.float32, name='read_out')(x)

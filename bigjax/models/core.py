@@ -33,11 +33,16 @@ class Model:
     init: key -> variables.
     apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed).
     axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
+    empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
+        None for models that cannot.
+    context: the most positions of tokens that it tells apart; None for any number.
     """
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[..., tuple[Any, Variables]]
     axes: Any
+    empty_cache: Callable[[int, int], Any] | None = None
+    context: int | None = None
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""

@@ -1,6 +1,7 @@
 """Multi-layer perceptron over flattened rows: any shape [B, ...] -> [B, O]."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -45,17 +46,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         config = self.config
-        x = inputs.reshape(inputs.shape[0], -1)
-        fan_in = 'input'
+        init = initializers.before(config.activation)
+        hidden = partial(Hidden, activation=config.activation, kernel_init=init, dtype=self.dtype)
+        x, fan_in = inputs.reshape(inputs.shape[0], -1), 'input'
         for i, width in enumerate(config.widths):
-            x = Hidden(
-                width,
-                config.activation,
-                axes=(fan_in, 'mlp'),
-                kernel_init=initializers.before(config.activation),
-                dtype=self.dtype,
-                name=f'hidden_{i}',
-            )(x)
+            x = hidden(width, axes=(fan_in, 'mlp'), name=f'hidden_{i}')(x)
             if config.norm:
                 x = make_norm(config.norm, dtype=self.dtype, name=f'norm_{i}')(x, train)
             x = Dropout(config.dropout)(x, train)

@@ -87,26 +87,19 @@ class ResNet(nn.Module):
         norm = partial(make_norm, config.norm, dtype=self.dtype, **groups)
         branch, stages = DEPTHS[config.depth]
 
-        imagenet = config.stem == 'imagenet'
-        kernel, stride = (7, 2) if imagenet else (3, 1)
+        kernel, stride = (7, 2) if config.stem == 'imagenet' else (3, 1)
         x = conv(config.width, kernel, stride, axes=('input', 'mlp'), name='stem')(inputs)
         x = jax.nn.relu(norm(name='stem_norm')(x, train))
-        if imagenet:
+        if config.stem == 'imagenet':
             x = max_pool(x, window=3, stride=2, padding=1)
 
-        done, total = 0, sum(stages)
-        for stage, blocks in enumerate(stages):
-            for i in range(blocks):
-                done += 1
-                stride = 2 if stage > 0 and i == 0 else 1
-                x = Block(
-                    branch(config.width * 2**stage, stride),
-                    drop=config.stochastic_depth * done / total,
-                    last_scale=initializers.zeros if config.zero_init else initializers.ones,
-                    conv=conv,
-                    norm=norm,
-                    name=f'stage_{stage}_block_{i}',
-                )(x, train)
+        last_scale = initializers.zeros if config.zero_init else initializers.ones
+        blocks = [(stage, i) for stage, count in enumerate(stages) for i in range(count)]
+        for number, (stage, i) in enumerate(blocks, 1):
+            layers = branch(config.width * 2**stage, 2 if stage > 0 and i == 0 else 1)
+            drop = config.stochastic_depth * number / len(blocks)
+            block = Block(layers, drop, last_scale, conv, norm, name=f'stage_{stage}_block_{i}')
+            x = block(x, train)
         x = mean_pool(x)
         return Dense(self.outputs, ('embed', 'output'), dtype=jnp.float32, name='read_out')(x)
 

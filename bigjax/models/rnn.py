@@ -4,6 +4,7 @@ Shapes: B batch, T sequence, C features, D width, V vocabulary, O outputs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -82,22 +83,16 @@ class RNN(nn.Module):
             x, fan_in = Dropout(config.dropout)(x, train), 'embed'
         if config.padding_id is not None:
             mask = inputs != config.padding_id
-        directions = ('forward', 'backward') if config.bidirectional else ('forward',)
+        run = partial(Recurrent, config.cell, config.width, dtype=self.dtype)
         for layer in range(config.layers):
             if layer > 0:
                 x, fan_in = Dropout(config.dropout)(x, train), 'embed'
-            runs = [
-                Recurrent(
-                    config.cell,
-                    config.width,
-                    reverse=direction == 'backward',
-                    axes=(fan_in, 'mlp'),
-                    dtype=self.dtype,
-                    name=f'{direction}_{layer}',
-                )(x, mask)
-                for direction in directions
-            ]
-            x, last = (jnp.concatenate(arrays, axis=-1) for arrays in zip(*runs, strict=True))
+            axes = (fan_in, 'mlp')
+            steps, last = run(axes=axes, name=f'forward_{layer}')(x, mask)
+            if config.bidirectional:
+                back, first = run(axes=axes, reverse=True, name=f'backward_{layer}')(x, mask)
+                steps, last = jnp.append(steps, back, -1), jnp.append(last, first, -1)
+            x = steps
         if config.head == 'last':
             x = last
         elif config.head == 'mean':
@@ -108,8 +103,6 @@ class RNN(nn.Module):
 
 def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The float32 mean over steps that are not padding: [B, T, D] -> [B, D]; 0 where all are."""
-    x = x.astype(jnp.float32)
-    if mask is None:
-        return x.mean(1)
-    count = jnp.maximum(mask.sum(1, keepdims=True), 1)
-    return jnp.where(mask[..., None], x, 0).sum(1) / count
+    valid = jnp.ones((*x.shape[:2], 1), bool) if mask is None else mask[..., None]
+    count = jnp.maximum(valid.sum(1), 1)
+    return jnp.where(valid, x.astype(jnp.float32), 0).sum(1) / count

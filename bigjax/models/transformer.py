@@ -17,7 +17,8 @@ Shapes: B batch, T sequence, C channels, D width, V vocabulary, O outputs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -140,7 +141,18 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
             f'config.model.max_length: expected at least {sequences.length}, the length of the '
             f'data, got {max_length}; raise it or leave it out'
         )
-    return from_linen(Transformer(config, vocabulary, max_length, outputs, dtype), inputs)
+    return as_model(Transformer(config, vocabulary, max_length, outputs, dtype), inputs)
+
+
+def as_model(module: 'Transformer', inputs: Any) -> Model:
+    """The module as plain functions; one that predicts what comes next can also write on."""
+    config = module.config
+    model = from_linen(module, inputs)
+    context = module.max_length if config.positions == 'learned' else None
+    if config.head != 'tokens' or config.attention != 'causal' or module.vocabulary is None:
+        return model
+    cache = partial(empty_cache, config, dtype=module.dtype)
+    return replace(model, empty_cache=cache, context=context)
 
 
 def _checked(inputs: Any) -> Sequences:

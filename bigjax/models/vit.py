@@ -5,6 +5,7 @@ outputs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -63,15 +64,9 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         config = self.config
-        patches = in_patches(inputs, config.patch)
-        embed = Dense(
-            config.width,
-            ('input', 'embed'),
-            kernel_init=KERNEL_INIT,
-            dtype=self.dtype,
-            name='embed',
-        )
-        x = embed(patches)
+        dense = partial(Dense, kernel_init=KERNEL_INIT)
+        x = in_patches(inputs, config.patch)
+        x = dense(config.width, ('input', 'embed'), dtype=self.dtype, name='embed')(x)
         if config.pool == 'token':
             token = param(self, 'token', KERNEL_INIT, (config.width,), ('embed',))
             tokens = jnp.broadcast_to(token[None, None], (x.shape[0], 1, config.width))
@@ -81,7 +76,7 @@ class ViT(nn.Module):
         x = run_blocks(x, None, None, config, Sight(), train=train, dtype=self.dtype)
         x = x.astype(jnp.float32)
         x = x[:, 0] if config.pool == 'token' else x.mean(1)
-        return Dense(self.outputs, ('embed', 'output'), kernel_init=KERNEL_INIT, name='read_out')(x)
+        return dense(self.outputs, ('embed', 'output'), name='read_out')(x)
 
 
 def in_patches(images: jax.Array, side: int) -> jax.Array:

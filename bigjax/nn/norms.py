@@ -32,10 +32,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * lax.rsqrt(variance + self.epsilon) * _scale(self, x)
+        y = _standardised(x.astype(jnp.float32), -1, self.epsilon) * _scale(self, x)
         return (y + _bias(self, y) if self.use_bias else y).astype(self.dtype)
 
 
@@ -66,13 +63,10 @@ class GroupNorm(nn.Module):
         batch, channels = x.shape[0], x.shape[-1]
         if channels % self.groups:
             raise ConfigError(
-                f'group norm: expected channels divisible by {self.groups} groups, got {channels};'
-                ' change the number of groups or the width'
+                f'group norm: expected channels divisible by {self.groups} groups, got {channels}'
             )
         grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
-        centred = grouped - grouped.mean((1, 3), keepdims=True)
-        variance = jnp.square(centred).mean((1, 3), keepdims=True)
-        y = (centred * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        y = _standardised(grouped, (1, 3), self.epsilon).reshape(x.shape)
         return (y * _scale(self, y) + _bias(self, y)).astype(self.dtype)
 
 
@@ -101,9 +95,8 @@ class BatchNorm(nn.Module):
             mean, variance = x.mean(over), x.var(over)
             count = x.size // x.shape[-1]
             unbiased = variance * (count / max(count - 1, 1))
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+            for running, new in ((running_mean, mean), (running_var, unbiased)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
         else:
             mean, variance = running_mean.value, running_var.value
         mean, variance = (lax.broadcast_to_rank(s, x.ndim) for s in (mean, variance))
@@ -122,6 +115,12 @@ NORMS: dict[str, type[nn.Module]] = {
 def make_norm(kind: Norm, **options: Any) -> nn.Module:
     """The norm of that kind; options are the fields of its class."""
     return NORMS[kind](**options)
+
+
+def _standardised(x: jax.Array, axes: int | tuple[int, ...], epsilon: float) -> jax.Array:
+    """Zero mean and unit variance over the axes."""
+    centred = x - x.mean(axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
 
 
 def _scale(module: Any, x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ Shapes: B batch, T sequence, D input width, F width of the state, G gates.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -79,9 +80,7 @@ class Recurrent(nn.Module):
             z, valid = inputs
             new = step(state, z, u)
             if valid is not None:
-                new = tuple(
-                    jnp.where(valid[:, None], *pair) for pair in zip(new, state, strict=True)
-                )
+                new = jax.tree.map(partial(jnp.where, valid[:, None]), new, state)
             return new, new[0].astype(self.dtype)
 
         start = (jnp.zeros((x.shape[0], self.features), jnp.float32),) * arrays

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import PartitionSpec
-from optax import GradientTransformation, contrib
+from optax import GradientTransformation as Transform
+from optax import contrib
 
 from bigjax import trees
 from bigjax.errors import ConfigError
@@ -26,7 +27,7 @@ def muon(
     b1: Rate = 0.9,
     b2: Rate = 0.999,
     eps: Positive = 1e-8,
-) -> GradientTransformation:
+) -> Transform:
     """Jordan et al. 2024.
 
     ns_steps: of the Newton-Schulz iteration.
@@ -44,11 +45,7 @@ def muon(
         parts.axes,
     )
     orthogonalised = contrib.scale_by_muon(
-        ns_steps=ns_steps,
-        beta=momentum,
-        eps=eps,
-        nesterov=nesterov,
-        weight_dimension_numbers=fans,
+        ns_steps=ns_steps, beta=momentum, eps=eps, nesterov=nesterov, weight_dimension_numbers=fans
     )
 
     def shape_factor(matrix: bool, p: Any, axes: PartitionSpec) -> float:

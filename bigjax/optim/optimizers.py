@@ -24,7 +24,8 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import PartitionSpec
-from optax import GradientTransformation, chain, contrib
+from optax import GradientTransformation as Transform
+from optax import chain, contrib
 
 from bigjax import trees
 from bigjax.config import GroupConfig, OptimizerConfig
@@ -37,42 +38,42 @@ from bigjax.schema import NonNegative, Positive, PositiveInt, Rate
 
 WHERE = 'config.optimizer'
 
-Entry = Callable[..., GradientTransformation]
+Entry = Callable[..., Transform]
 
 
-def sgd(parts: Parts) -> GradientTransformation:
+def sgd(parts: Parts) -> Transform:
     """Robbins & Monro 1951."""
     return chain(parts.decay, parts.rate)
 
 
-def momentum(parts: Parts, *, momentum: Rate = 0.9) -> GradientTransformation:
+def momentum(parts: Parts, *, momentum: Rate = 0.9) -> Transform:
     """v = momentum v + g (Polyak 1964)."""
     return chain(parts.decay, optax.trace(momentum), parts.rate)
 
 
-def nesterov(parts: Parts, *, momentum: Rate = 0.9) -> GradientTransformation:
+def nesterov(parts: Parts, *, momentum: Rate = 0.9) -> Transform:
     """v = momentum v + g, and the step g + momentum v (Sutskever et al. 2013, as in PyTorch)."""
     return chain(parts.decay, optax.trace(momentum, nesterov=True), parts.rate)
 
 
-def signum(parts: Parts, *, b1: Rate = 0.9) -> GradientTransformation:
+def signum(parts: Parts, *, b1: Rate = 0.9) -> Transform:
     """Bernstein et al. 2018, algorithm 2."""
     return chain(optax.ema(b1, debias=False), optax.scale_by_sign(), parts.decay, parts.rate)
 
 
-def lion(parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.99) -> GradientTransformation:
+def lion(parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.99) -> Transform:
     """Chen et al. 2023, algorithm 2."""
     return chain(optax.scale_by_lion(b1, b2), parts.decay, parts.rate)
 
 
 def adagrad(
     parts: Parts, *, initial_accumulator_value: NonNegative = 0.1, eps: Positive = 1e-7
-) -> GradientTransformation:
+) -> Transform:
     """g / sqrt(initial value + sum of g^2 + eps) (Duchi et al. 2011)."""
     return chain(parts.decay, optax.scale_by_rss(initial_accumulator_value, eps), parts.rate)
 
 
-def adadelta(parts: Parts, *, rho: Rate = 0.9, eps: Positive = 1e-6) -> GradientTransformation:
+def adadelta(parts: Parts, *, rho: Rate = 0.9, eps: Positive = 1e-6) -> Transform:
     """Zeiler 2012, algorithm 1."""
     return chain(parts.decay, optax.scale_by_adadelta(rho, eps), parts.rate)
 
@@ -84,7 +85,7 @@ def rmsprop(
     eps: Positive = 1e-8,
     centered: bool = False,
     momentum: Rate = 0.0,
-) -> GradientTransformation:
+) -> Transform:
     """g / sqrt(mean of g^2 + eps) (Hinton 2012); `centered` takes the variance (Graves 2013)."""
     scale = optax.scale_by_stddev if centered else optax.scale_by_rms
     average = optax.trace(momentum) if momentum else optax.identity()
@@ -94,22 +95,20 @@ def rmsprop(
 def _adam(scale: Any, *, decoupled: bool = False, b2: float = 0.999, eps: float = 1e-8) -> Entry:
     """An entry for one of Adam's family: `scale(b1, b2, eps)`, and its defaults."""
 
-    def entry(
-        parts: Parts, *, b1: Rate = 0.9, b2: Rate = b2, eps: Positive = eps
-    ) -> GradientTransformation:
+    def entry(parts: Parts, *, b1: Rate = 0.9, b2: Rate = b2, eps: Positive = eps) -> Transform:
         step = scale(b1=b1, b2=b2, eps=eps)
         return chain(*([step, parts.decay] if decoupled else [parts.decay, step]), parts.rate)
 
     return entry
 
 
-def _nadam(b1: float, b2: float, eps: float) -> GradientTransformation:
+def _nadam(b1: float, b2: float, eps: float) -> Transform:
     return optax.scale_by_adam(b1, b2, eps, nesterov=True)
 
 
 def adan(
     parts: Parts, *, b1: Rate = 0.98, b2: Rate = 0.92, b3: Rate = 0.99, eps: Positive = 1e-8
-) -> GradientTransformation:
+) -> Transform:
     """Xie et al. 2024, algorithm 1; the betas are 1 - the paper's, as Adam's are."""
     return chain(optax.scale_by_adan(b1, b2, b3, eps), parts.decay, parts.rate)
 
@@ -122,7 +121,7 @@ def ademamix(
     b3: Rate = 0.9999,
     alpha: NonNegative = 5.0,
     eps: Positive = 1e-8,
-) -> GradientTransformation:
+) -> Transform:
     """adamw plus alpha times a second, slow average (Pagliardini et al. 2024, algorithm 1)."""
     return chain(contrib.scale_by_ademamix(b1, b2, b3, alpha, eps), parts.decay, parts.rate)
 
@@ -136,7 +135,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     momentum: Rate = 0.0,
     eps: Positive = 1e-30,
-) -> GradientTransformation:
+) -> Transform:
     """Shazeer & Stern 2018, algorithm 4; second moments of smaller matrices are kept whole."""
     rms = optax.scale_by_factored_rms(
         decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor, epsilon=eps
@@ -147,21 +146,17 @@ def adafactor(
     return chain(parts.per_layer(chain(rms, clip, scale)), average, parts.decay, parts.rate)
 
 
-def sm3(parts: Parts, *, momentum: Rate = 0.9, eps: Positive = 1e-8) -> GradientTransformation:
+def sm3(parts: Parts, *, momentum: Rate = 0.9, eps: Positive = 1e-8) -> Transform:
     """Anil et al. 2019, algorithm SM3-II."""
     return chain(parts.per_layer(optax.scale_by_sm3(momentum, eps=eps)), parts.decay, parts.rate)
 
 
-def novograd(
-    parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.25, eps: Positive = 1e-6
-) -> GradientTransformation:
+def novograd(parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.25, eps: Positive = 1e-6) -> Transform:
     """One second moment a layer (Ginsburg et al. 2019, algorithm 1)."""
     return chain(parts.per_layer(optax.scale_by_novograd(b1, b2, eps)), parts.decay, parts.rate)
 
 
-def lamb(
-    parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-6
-) -> GradientTransformation:
+def lamb(parts: Parts, *, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-6) -> Transform:
     """adamw, but a layer's step is as long as its weights (You et al. 2020, algorithm 2)."""
     trust = parts.per_layer(optax.scale_by_trust_ratio())
     return chain(optax.scale_by_adam(b1, b2, eps), parts.decay, trust, parts.rate)
@@ -173,18 +168,18 @@ def lars(
     momentum: Rate = 0.9,
     trust_coefficient: Positive = 0.001,
     eps: NonNegative = 0.0,
-) -> GradientTransformation:
+) -> Transform:
     """momentum, with a layer's gradient scaled by its weights (You et al. 2017, algorithm 1)."""
     trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
     return chain(parts.decay, parts.per_layer(trust), optax.trace(momentum), parts.rate)
 
 
-def fromage(parts: Parts, *, min_norm: Positive = 1e-6) -> GradientTransformation:
+def fromage(parts: Parts, *, min_norm: Positive = 1e-6) -> Transform:
     """Each layer turned by the same angle (Bernstein et al. 2020, algorithm 1)."""
     return chain(parts.decay, parts.per_layer(optax.fromage(parts.schedule, min_norm)))
 
 
-def madgrad(parts: Parts, *, momentum: Rate = 0.9, eps: Positive = 1e-6) -> GradientTransformation:
+def madgrad(parts: Parts, *, momentum: Rate = 0.9, eps: Positive = 1e-6) -> Transform:
     """Dual averaging with a cube root (Defazio & Jelassi 2022, algorithm 1)."""
     return chain(parts.decay, contrib.madgrad(parts.schedule, momentum, eps=eps))
 
@@ -198,7 +193,7 @@ def prodigy(
     estim_lr0: Positive = 1e-6,
     estim_lr_coef: Positive = 1.0,
     safeguard_warmup: bool = False,
-) -> GradientTransformation:
+) -> Transform:
     """adam that estimates its scale (Mishchenko & Defazio 2024, algorithm 4)."""
     own = {'estim_lr0': estim_lr0, 'estim_lr_coef': estim_lr_coef}
     method = contrib.prodigy(
@@ -207,9 +202,7 @@ def prodigy(
     return chain(parts.decay, method)
 
 
-def dog(
-    parts: Parts, *, initial_distance: Positive = 1e-6, eps: Positive = 1e-8
-) -> GradientTransformation:
+def dog(parts: Parts, *, initial_distance: Positive = 1e-6, eps: Positive = 1e-8) -> Transform:
     """sgd whose rate is distance moved over gradients seen (Ivgi et al. 2023, section 2).
 
     initial_distance: relative to 1 + the norm of the parameters; 1e-4 with batch norm.
@@ -217,25 +210,17 @@ def dog(
     return chain(parts.decay, contrib.dog(parts.schedule, ('heuristic', initial_distance), eps))
 
 
-def dowg(parts: Parts, *, eps: Positive = 1e-4) -> GradientTransformation:
+def dowg(parts: Parts, *, eps: Positive = 1e-4) -> Transform:
     """dog over gradients weighted by distance (Khaled et al. 2023, algorithm 1)."""
     return chain(parts.decay, contrib.dowg(parts.schedule, eps=eps))
 
 
-def cocob(parts: Parts, *, alpha: Positive = 100.0, eps: Positive = 1e-8) -> GradientTransformation:
+def cocob(parts: Parts, *, alpha: Positive = 100.0, eps: Positive = 1e-8) -> Transform:
     """Coin betting (Orabona & Tommasi 2017, algorithm 2)."""
     return chain(parts.decay, contrib.cocob(parts.schedule, alpha, eps))
 
 
 OPTIMIZERS: dict[str, Entry] = {
-    'sgd': sgd,
-    'momentum': momentum,
-    'nesterov': nesterov,
-    'signum': signum,
-    'lion': lion,
-    'adagrad': adagrad,
-    'adadelta': adadelta,
-    'rmsprop': rmsprop,
     'adam': _adam(optax.scale_by_adam),  # Kingma & Ba 2015, algorithm 1
     'adamw': _adam(optax.scale_by_adam, decoupled=True),  # Loshchilov & Hutter 2019
     'amsgrad': _adam(optax.scale_by_amsgrad),  # Reddi et al. 2018
@@ -246,26 +231,17 @@ OPTIMIZERS: dict[str, Entry] = {
     'yogi': _adam(optax.scale_by_yogi, eps=1e-3),  # Zaheer et al. 2018, algorithm 2
     'adabelief': _adam(optax.scale_by_belief, decoupled=True, eps=1e-16),  # Zhuang et al. 2020
     'adopt': _adam(contrib.scale_by_adopt, decoupled=True, b2=0.9999, eps=1e-6),  # Taniguchi 2024
-    'adan': adan,
-    'ademamix': ademamix,
-    'adafactor': adafactor,
-    'sm3': sm3,
-    'novograd': novograd,
-    'lamb': lamb,
-    'lars': lars,
-    'fromage': fromage,
-    'muon': muon,
-    'madgrad': madgrad,
-    'prodigy': prodigy,
-    'dog': dog,
-    'dowg': dowg,
-    'cocob': cocob,
 }
+OPTIMIZERS |= {
+    entry.__name__: entry
+    for entry in (
+        sgd, momentum, nesterov, signum, lion, adagrad, adadelta, rmsprop, adan, ademamix,
+        adafactor, sm3, novograd, lamb, lars, fromage, muon, madgrad, prodigy, dog, dowg, cocob,
+    )
+}  # fmt: skip
 
 
-def build(
-    config: OptimizerConfig, schedule: Schedule, params: Any, axes: Any
-) -> GradientTransformation:
+def build(config: OptimizerConfig, schedule: Schedule, params: Any, axes: Any) -> Transform:
     """The optimizer of a run: from gradients to what is added to the parameters.
 
     schedule: from the step to the learning rate, whose peak is `config.learning_rate`.

@@ -5,10 +5,10 @@
 The signature is all there is to write: its annotations are checked like the fields of a config.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Any
 
 from bigjax import components, schema
@@ -34,15 +34,13 @@ def bind(
     own = {parameter.name for parameter in parameters}
     for key in options:
         if key not in own:
-            known = own | {field.name for field in dataclasses.fields(section)} - {'options'}
+            known = own | {each.name for each in fields(section)} - {'options'}
             raise ConfigError(f'unknown key {where}.{key} (of {name}): {nearest(key, known)}')
-    fields: list[Any] = [
-        (parameter.name, parameter.annotation)
-        if parameter.default is inspect.Parameter.empty
-        else (parameter.name, parameter.annotation, parameter.default)
-        for parameter in parameters
+    options_fields = [
+        (p.name, p.annotation, field(default=MISSING if p.default is p.empty else p.default))
+        for p in parameters
     ]
-    cls = dataclasses.make_dataclass('Options', fields, frozen=True, kw_only=True)
+    cls = make_dataclass('Options', options_fields, frozen=True, kw_only=True)
     return functools.partial(entry, **vars(schema.build(cls, options, where)))
 
 

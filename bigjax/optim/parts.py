@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import optax
-from optax import GradientTransformation
+from optax import GradientTransformation as Transform
 
 from bigjax import trees
 from bigjax.optim.schedules import Schedule
@@ -23,21 +23,21 @@ class Parts:
 
     schedule: Schedule
     peak: float
-    decay: GradientTransformation
+    decay: Transform
     shapes: Any
     axes: Any
 
     @property
-    def rate(self) -> GradientTransformation:
+    def rate(self) -> Transform:
         """Times minus the learning rate."""
         return optax.scale_by_learning_rate(self.schedule)
 
-    def per_layer(self, transform: GradientTransformation) -> GradientTransformation:
+    def per_layer(self, transform: Transform) -> Transform:
         """For a transform with statistics per tensor: each layer of a stack is a tensor."""
         return per_layer(transform, trees.map_with_name(num_stacked, self.axes))
 
 
-def add_decayed(coefficients: Any) -> GradientTransformation:
+def add_decayed(coefficients: Any) -> Transform:
     """Adds to each update its parameter times a coefficient of its own."""
 
     def add(updates: Any, params: Any) -> Any:
@@ -46,7 +46,7 @@ def add_decayed(coefficients: Any) -> GradientTransformation:
     return optax.stateless(add)
 
 
-def scale_each(factors: Any) -> GradientTransformation:
+def scale_each(factors: Any) -> Transform:
     """Multiplies each update by a factor of its own."""
 
     def scale(updates: Any, params: Any) -> Any:

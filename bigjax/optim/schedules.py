@@ -145,16 +145,10 @@ def warmup_stable_decay(
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     entry.__name__: entry
     for entry in (
-        constant,
-        linear,
-        cosine,
-        exponential,
-        piecewise,
-        inverse_square_root,
-        one_cycle,
+        constant, linear, cosine, exponential, piecewise, inverse_square_root, one_cycle,
         warmup_stable_decay,
     )
-}
+}  # fmt: skip
 
 
 def build(config: ScheduleConfig, peak: float, horizon: Horizon) -> Schedule:

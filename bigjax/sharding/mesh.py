@@ -63,6 +63,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """Over how many parts the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole value on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -70,7 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int, where: str) -> None:
     """Raises: ConfigError unless every device gets the same number of rows in every microbatch."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * accumulation
+    shards = num_batch_shards(mesh) * accumulation
     if batch_size % shards:
         below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
         choices = f'{below} or {above}' if below else f'{above}'

@@ -31,15 +31,8 @@ def cross_validate(
     by_name = {name: [result[name] for result in results] for name in names}
     summary = {name: (statistics.mean(v), statistics.stdev(v)) for name, v in by_name.items()}
     replace_file(workdir / RESULTS, json.dumps({'folds': by_name, 'summary': summary}).encode())
-    _show(by_name, summary, console)
-    return summary
-
-
-def _show(
-    by_name: dict[str, list[float]], summary: dict[str, tuple[float, float]], console: Console
-) -> None:
     table = Table('metric', 'mean', 'deviation', 'folds')
     for name, (mean, deviation) in summary.items():
-        folds = '  '.join(number(value) for value in by_name[name])
-        table.add_row(name, number(mean), number(deviation), folds)
+        table.add_row(name, *map(number, (mean, deviation)), '  '.join(map(number, by_name[name])))
     console.print(table)
+    return summary

@@ -1,67 +1,33 @@
 """Figures of a run: numbers in, a matplotlib `Figure` out, nothing read and nothing global kept.
 
-House style: the palette of Okabe and Ito (2008), which survives colour blindness; a light grid, no
-frame, one idea a panel. Names from data are drawn as they are: `$` starts no formula.
+House style (plots.mplstyle): colours of Okabe and Ito (2008), which survive colour blindness; a
+light grid, no frame, one idea a panel; names from data drawn as they are: `$` starts no formula.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    EngFormatter,
-    FuncFormatter,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-)
 
-BLUE, ORANGE, GREEN, PINK, SKY, BLACK = PALETTE = (
-    '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#24292F',
-)  # fmt: skip
-GREY = '#8C959F'
+BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+BLACK, GREY = '#24292F', '#8C959F'
 DASHED = (0, (4, 3))
 SPLIT_COLORS = {'train': BLUE, 'val': ORANGE, 'test': GREEN}
 
-STYLE: Any = {
-    'axes.axisbelow': True,
-    'axes.edgecolor': GREY,
-    'axes.grid': True,
-    'axes.labelcolor': '#57606A',
-    'axes.prop_cycle': cycler(color=PALETTE),
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlelocation': 'left',
-    'axes.titlesize': 10.5,
-    'axes.titleweight': 'bold',
-    'figure.constrained_layout.use': True,
-    'figure.constrained_layout.wspace': 0.06,
-    'figure.constrained_layout.hspace': 0.06,
-    'figure.facecolor': 'white',
-    'font.size': 9.5,
-    'grid.color': '#E7EAED',
-    'grid.linewidth': 0.8,
-    'legend.frameon': False,
-    'lines.linewidth': 1.6,
-    'savefig.dpi': 150,
-    'text.color': BLACK,
-    'text.parse_math': False,
-    'xtick.color': '#57606A',
-    'ytick.color': '#57606A',
-}
-styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(fname=Path(__file__).with_name('plots.mplstyle'))
 
 Numbers = Sequence[float] | np.ndarray
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Metrics by key such as `val/loss`: steps and values."""
 
+DPI = 150
 SMALL_PANELS = {
     'train/learning_rate': 'learning rate',
     'perf/tokens_per_second': 'tokens a second',
@@ -70,7 +36,6 @@ SMALL_PANELS = {
 LOG_RANGE = 30  # largest over smallest loss, from which a log axis reads better
 ANNOTATED_CLASSES = 20  # up to here each cell of a confusion matrix has room for its numbers
 LISTED_CLASSES = 30
-NAMED_CURVES = 5
 
 
 @styled
@@ -78,7 +43,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write `figure` as PNG."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing')  # class names in any script
-        figure.savefig(path, format='png')
+        figure.savefig(path, format='png', dpi=DPI)
 
 
 @styled
@@ -86,24 +51,24 @@ def learning_curves(series: Series, results: Mapping[str, float] | None = None) 
     """Loss and each metric of val over steps, train and val on one axis; below, small, the
     learning rate and the throughput. `results` (keys `test/...`) are marked at the end."""
     names = [key.partition('/')[2] for key in series if key.startswith('val/')]
-    main = ['loss', *(name for name in names if name != 'loss')]
-    small = [key for key in SMALL_PANELS if key in series][:2]
-    layout = [*_pairs(main), *_pairs(small)]
-    heights = [2.9] * len(_pairs(main)) + [1.7] * len(_pairs(small))
+    main = _pairs(['loss', *(name for name in names if name != 'loss')])
+    small = _pairs([key for key in SMALL_PANELS if key in series][:2])
+    heights = [2.9] * len(main) + [1.7] * len(small)
     figure = Figure(figsize=(9.2, sum(heights)))
-    axes = figure.subplot_mosaic(layout, height_ratios=heights)
-    for name in main:
-        _metric_panel(axes[name], name, series, results or {})
-    for key in small:
-        ax = axes[key]
-        ax.plot(*series[key], color=GREY, linewidth=1.3)
-        ax.set_title(SMALL_PANELS[key], fontsize=9, fontweight='normal')
+    for name, ax in figure.subplot_mosaic([*main, *small], height_ratios=heights).items():
+        ax.yaxis.set_major_formatter('{x:,g}')
+        ax.set_xlabel('step')
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
+        if name not in SMALL_PANELS:
+            _metric_panel(ax, name, series, results or {})
+            continue
+        ax.plot(*series[name], color=GREY, linewidth=1.3)
+        ax.set_title(SMALL_PANELS[name], fontsize=9, fontweight='normal')
         ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_locator(MaxNLocator(3))
-        ax.yaxis.set_major_formatter(
-            EngFormatter(sep=' ') if key.startswith('perf/') else FuncFormatter(_plain)
-        )
-        _step_axis(ax)
+        ax.yaxis.set_major_locator(ticker.MaxNLocator(3))
+        if name.startswith('perf/'):
+            ax.yaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
     return figure
 
 
@@ -113,37 +78,25 @@ def _pairs(names: Sequence[str]) -> list[Any]:
 
 
 def _metric_panel(ax: Axes, name: str, series: Series, results: Mapping[str, float]) -> None:
-    values = []
-    for split in ('train', 'val'):
-        if (key := f'{split}/{name}') in series:
-            steps, ys = series[key]
-            dots = 'o' if len(steps) < 40 else ''
-            ax.plot(steps, ys, color=SPLIT_COLORS[split], marker=dots, markersize=3, label=split)
-            values.append(ys)
-    if (result := results.get(f'test/{name}')) is not None and values:
-        last = max(series[key][0][-1] for key in series if key.endswith(f'/{name}'))
-        ax.plot([last], [result], 'D', color=SPLIT_COLORS['test'], markersize=6, label='test')
-        values.append(np.array([result]))
-    every = np.concatenate(values) if values else np.array([])
+    keys = {split: f'{split}/{name}' for split in SPLIT_COLORS}
+    curves = {split: series[key] for split, key in keys.items() if key in series}
+    if curves and keys['test'] in results:
+        last = max(steps[-1] for steps, _ in curves.values())
+        curves['test'] = np.array([last]), np.array([results[keys['test']]])
+    for split, (steps, values) in curves.items():
+        marker = 'D' if split == 'test' else 'o' if len(steps) < 40 else ''
+        size = 6 if split == 'test' else 3
+        color = SPLIT_COLORS[split]
+        ax.plot(steps, values, color=color, marker=marker, markersize=size, label=split)
+    every = np.concatenate([np.ones(0), *(values for _, values in curves.values())])
     every = every[np.isfinite(every)]
     if name == 'loss' and every.size and every.min() > 0 and every.max() > LOG_RANGE * every.min():
         ax.set_yscale('log')
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(FuncFormatter(_plain))
+        ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+        ax.yaxis.set_major_formatter('{x:,g}')
     ax.set_title(name)
-    if values:
+    if curves:
         ax.legend()
-    _step_axis(ax)
-
-
-def _plain(value: float, _: int | None) -> str:
-    return f'{value:,g}'
-
-
-def _step_axis(ax: Axes) -> None:
-    ax.set_xlabel('step')
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
 
 
 @styled
@@ -167,7 +120,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] = ()) -> Fig
     ax.grid(visible=False)
     ax.tick_params(length=0)
     if size > ANNOTATED_CLASSES:
-        bar = figure.colorbar(image, shrink=0.7, pad=0.02, format=PercentFormatter(1))
+        bar = figure.colorbar(image, shrink=0.7, pad=0.02, format=ticker.PercentFormatter(1))
         bar.set_label('share of the target')
         return figure
     font = min(9.0, 72 * side / size / 4.2)
@@ -184,46 +137,24 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str] = ()) -> Fig
 
 
 @styled
-def roc_curve(curves: Mapping[str, Mapping[str, Numbers]]) -> Figure:
-    """True against false positive rate of each curve {name: {fpr, tpr}}, with the area under it."""
+def roc_curve(fpr: Numbers, tpr: Numbers) -> Figure:
+    """True against false positive rate, with the area under the curve."""
     figure, ax = _square('false positive rate', 'true positive rate')
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=DASHED)
-    points = {name: (curve['fpr'], curve['tpr']) for name, curve in curves.items()}
-    areas = {name: float(np.trapezoid(tpr, fpr)) for name, (fpr, tpr) in points.items()}
-    _ranked_curves(ax, points, areas, 'AUC', 'lower right')
+    ax.plot(fpr, tpr, color=BLUE, label=f'AUC {np.trapezoid(tpr, fpr):.3f}')
+    ax.legend(loc='lower right')
     return figure
 
 
 @styled
-def precision_recall(curves: Mapping[str, Mapping[str, Numbers]]) -> Figure:
-    """Precision against recall of each curve {name: {precision, recall}}, recall falling, with its
-    average precision: the sum of precision times the step in recall, as scikit-learn has it."""
+def precision_recall(precision: Numbers, recall: Numbers) -> Figure:
+    """Precision against recall, recall falling, with the average precision: the sum of precision
+    times the step in recall, as scikit-learn has it."""
     figure, ax = _square('recall', 'precision')
-    points = {name: (curve['recall'], curve['precision']) for name, curve in curves.items()}
-    averages = {
-        name: float(-np.diff(recall) @ np.asarray(precision)[:-1])
-        for name, (recall, precision) in points.items()
-    }
-    _ranked_curves(ax, points, averages, 'AP', 'lower left')
+    average = -np.diff(recall) @ np.asarray(precision)[:-1]
+    ax.plot(recall, precision, color=BLUE, label=f'AP {average:.3f}')
+    ax.legend(loc='lower left')
     return figure
-
-
-def _ranked_curves(
-    ax: Axes,
-    points: Mapping[str, tuple[Numbers, Numbers]],
-    scores: Mapping[str, float],
-    score_name: str,
-    legend: Literal['lower left', 'lower right'],
-) -> None:
-    """The worst few in colour and by name; in a crowd the others stay in the background."""
-    worst = sorted(scores, key=lambda name: scores[name])[:NAMED_CURVES]
-    for name in points.keys() - set(worst):
-        ax.plot(*points[name], color=GREY, linewidth=0.7, alpha=0.6)
-    for color, name in zip(PALETTE, worst, strict=False):
-        label = f'{score_name} {scores[name]:.3f}  {_short(name)}'.rstrip()
-        ax.plot(*points[name], color=color, label=label)
-    title = f'lowest {len(worst)} of {len(points)}' if len(worst) < len(points) else None
-    ax.legend(loc=legend, title=title, alignment='left')
 
 
 @styled
@@ -238,14 +169,14 @@ def calibration(confidence: Numbers, accuracy: Numbers, count: Numbers) -> Figur
     upper.set(ylabel='accuracy', ylim=(-0.02, 1.02), xlim=(-0.02, 1.02))
     lower.bar(xs, counts, width=0.03, color=GREY)
     lower.set(xlabel='confidence', ylabel='examples')
-    lower.yaxis.set_major_formatter(EngFormatter(sep=' '))
-    lower.yaxis.set_major_locator(MaxNLocator(2))
+    lower.yaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
+    lower.yaxis.set_major_locator(ticker.MaxNLocator(2))
     return figure
 
 
 @styled
-def per_class_bars(scores: Numbers, class_names: Sequence[str] = (), label: str = 'F1') -> Figure:
-    """A score in [0, 1] of each class, the lowest first; of many classes only the lowest."""
+def per_class_bars(scores: Numbers, class_names: Sequence[str] = ()) -> Figure:
+    """F1 of each class, the lowest first; of many classes only the lowest."""
     scores = np.asarray(scores, float)
     names = _names(class_names, len(scores))
     worst = np.argsort(scores, kind='stable')[:LISTED_CLASSES]
@@ -258,8 +189,8 @@ def per_class_bars(scores: Numbers, class_names: Sequence[str] = (), label: str 
     ax.set_xlim(0, 1.12)
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.grid(visible=False, axis='y')
-    few = f', lowest {len(worst)} of {len(scores)}' if len(worst) < len(scores) else ''
-    ax.set_xlabel(f'{label}{few}')
+    few = len(worst) < len(scores)
+    ax.set_xlabel(f'F1, lowest {len(worst)} of {len(scores)}' if few else 'F1')
     return figure
 
 
@@ -271,39 +202,12 @@ def predicted_vs_actual(actual: Numbers, predicted: Numbers) -> Figure:
     margin = 0.04 * (high - low or 1)
     figure = Figure(figsize=(4.4, 4.4))
     ax = figure.add_subplot()
-    ax.axline(
-        (low, low), (high + margin, high + margin), color=BLACK, linewidth=1, linestyle=DASHED
-    )
+    ax.axline((low, low), slope=1, color=BLACK, linewidth=1, linestyle=DASHED)
     alpha = float(np.clip(200 / len(xs), 0.05, 0.7))
     ax.scatter(xs, ys, s=16, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
     limits = (low - margin, high + margin)
     ax.set(xlabel='actual', ylabel='predicted', xlim=limits, ylim=limits, aspect='equal')
     return figure
-
-
-@styled
-def sample_grid(samples: Sequence[Mapping[str, Any]], columns: int = 8) -> Figure:
-    """Images with what was predicted, and the target where they differ."""
-    samples = [sample for sample in samples if sample['input']['kind'] == 'image']
-    columns = min(columns, len(samples))
-    rows = -(-len(samples) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.6 * rows))
-    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for ax in axes:
-        ax.axis('off')
-    for ax, sample in zip(axes, samples, strict=False):
-        ax.imshow(pixels(sample['input']), cmap='gray', vmin=0, vmax=255)
-        wrong = sample.get('target') not in (None, sample['prediction'])
-        title = _short(sample['prediction'], 14)
-        title += f'\nis {_short(sample["target"], 11)}' if wrong else ''
-        ax.set_title(title, fontsize=8, loc='center', color=ORANGE if wrong else BLACK)
-    return figure
-
-
-def pixels(image: Mapping[str, Any]) -> np.ndarray:
-    """The pixels of an image sample, uint8, [H, W, 3] or, of a grey one, [H, W]."""
-    array = np.asarray(image['pixels'], np.uint8)
-    return array[..., :3] if array.shape[-1] >= 3 else array[..., 0]
 
 
 def _square(x: str, y: str) -> tuple[Figure, Axes]:
@@ -317,7 +221,7 @@ def _names(class_names: Sequence[str], size: int) -> Sequence[str]:
     return class_names if len(class_names) == size else [str(index) for index in range(size)]
 
 
-def _short(name: str, limit: int = 18) -> str:
-    """One line of at most `limit` characters that a font can draw."""
+def _short(name: str) -> str:
+    """One line of at most 18 characters that a font can draw."""
     name = ''.join(char if char.isprintable() else ' ' for char in name).strip()
-    return name if len(name) <= limit else name[: limit - 1] + '…'
+    return name if len(name) <= 18 else name[:17] + '…'

@@ -29,17 +29,6 @@ from bigjax.train.writers import Row, columns, read_events, read_metrics, replac
 HEADLINES = ('accuracy', 'auc', 'r2', 'bits_per_byte', 'perplexity', 'loss')
 """What sums a run up, the first that it has, unless its config says otherwise."""
 
-CAPTIONS = {
-    'curves': 'Training and validation over steps; a diamond marks the test result.',
-    'confusion_matrix': 'Rows are targets, columns predictions.',
-    'roc_curve': 'Receiver operating characteristic; chance is the dashed diagonal.',
-    'precision_recall': 'Precision against recall; AP is the average precision.',
-    'calibration': 'Reliability: on the dashed diagonal, confidence is what it claims to be.',
-    'f1_per_class': 'F1 of each class, the lowest first.',
-    'predicted_vs_actual': 'Each point an example; on the dashed diagonal the prediction is exact.',
-    'samples': 'Sample predictions; wrong ones name their target.',
-}
-
 
 @dataclass(frozen=True)
 class Run:
@@ -101,10 +90,8 @@ def read(workdir: Path) -> Run:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as error:
         raise DataError(f'{path}: not JSON ({error}); restore or delete it') from None
 
@@ -113,48 +100,30 @@ def draw(run: Run) -> dict[str, Figure]:
     """The figures that apply to a run, by file name."""
     curves = run.evaluation.get('curves', {})
     names = run.evaluation.get('class_names', ())
-    samples = run.evaluation.get('samples', ())
     figures = {'curves': plots.learning_curves(columns(run.metrics), run.results)}
     if np.ndim(confusion := curves.get('confusion_matrix', 0)) == 2:  # of several labels it is 3
         figures['confusion_matrix'] = plots.confusion_matrix(confusion, names)
     if 'roc_curve' in curves:
-        figures['roc_curve'] = plots.roc_curve(roc := _by_name(curves['roc_curve']))
-        if np.shape(confusion) == (2, 2):
-            negatives, positives = np.sum(confusion, axis=1)
-            figures['precision_recall'] = plots.precision_recall(
-                {
-                    name: _precision_recall(curve, negatives, positives)
-                    for name, curve in roc.items()
-                }
-            )
+        precision, recall = _precision_recall(**curves['roc_curve'], confusion=confusion)
+        figures['roc_curve'] = plots.roc_curve(**curves['roc_curve'])
+        figures['precision_recall'] = plots.precision_recall(precision, recall)
     if 'calibration_curve' in curves:
         figures['calibration'] = plots.calibration(**curves['calibration_curve'])
     if 'f1_per_class' in curves:
         figures['f1_per_class'] = plots.per_class_bars(curves['f1_per_class'], names)
     if 'predicted' in curves:
-        figures['predicted_vs_actual'] = plots.predicted_vs_actual(
-            curves['actual'], curves['predicted']
-        )
-    if any(sample['input']['kind'] == 'image' for sample in samples):
-        figures['samples'] = plots.sample_grid(samples)
+        actual, predicted = curves['actual'], curves['predicted']
+        figures['predicted_vs_actual'] = plots.predicted_vs_actual(actual, predicted)
     return figures
 
 
-def _by_name(roc: Any) -> dict[str, dict[str, Any]]:
-    """ROC curves by class, '' for the only one, which may be rows [fpr, tpr, threshold]."""
-    if isinstance(roc, list):
-        return {'': {'fpr': roc[0], 'tpr': roc[1]}}
-    return {'': roc} if 'fpr' in roc else roc
-
-
-def _precision_recall(
-    roc: Mapping[str, Any], negatives: float, positives: float
-) -> dict[str, np.ndarray]:
+def _precision_recall(fpr: Any, tpr: Any, confusion: Any) -> tuple[np.ndarray, np.ndarray]:
     """The same thresholds as precision and recall, by Bayes' rule, from recall 1 down to 0."""
-    false, true = np.asarray(roc['fpr']) * negatives, np.asarray(roc['tpr']) * positives
+    negatives, positives = np.sum(confusion, axis=1)
+    false, true = np.asarray(fpr) * negatives, np.asarray(tpr) * positives
     called = false + true
     precision = np.divide(true, called, out=np.ones_like(called), where=called > 0)
-    return {'precision': precision[::-1], 'recall': np.asarray(roc['tpr'], float)[::-1]}
+    return precision[::-1], np.asarray(tpr)[::-1]
 
 
 def render(run: Run, images: Mapping[str, bytes]) -> str:
@@ -166,36 +135,28 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {'number': number, 'duration': duration, 'data_uri': _data_uri}
+    filters = (number, duration, moment, plain, pixels_uri, png_uri)
+    environment.filters |= {function.__name__: function for function in filters}
     splits, rows = by_split(run.results)
     return environment.get_template('report_template.html').render(
         run=run,
         headline=_headline(run, splits, rows),
         facts=dict(_facts(run)),
-        command=_command(run.environment),
+        command=shlex.join(run.environment.get('command', ())),
         splits=splits,
         rows=rows,
-        evaluated=', '.join(
-            f'{split} at step {evaluation["step"]:,}'
-            for split, evaluation in run.evaluations.items()
-        ),
         figures=[
-            {'png': png, 'caption': CAPTIONS[name], 'width': _css_width(png)}
-            for name, png in images.items()
-            if name != 'samples'  # these the page shows itself
+            {'name': name, 'png': png, 'width': _css_width(png)} for name, png in images.items()
         ],
         samples=_samples(run),
         config=_config_sections(run.config),
-        environment={k: _text(v) for k, v in flatten(run.environment).items() if k != 'command'},
+        environment=flatten(run.environment),
         spent=_time_spent(run),
-        timeline=list(_timeline(run)),
     )
 
 
-def _headline(
-    run: Run, splits: tuple[str, ...], rows: dict[str, dict[str, float]]
-) -> dict[str, Any] | None:
-    """The one number: of the metric that the config cares for, on the split that counts most."""
+def _headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
+    """The one number, or None: of the metric that the config asks for, on the last split it has."""
     best = run.config.get('checkpoint', {}).get('best') or ''
     asked = run.config.get('eval', {}).get('metrics', ())
     for name in (best.partition('/')[2], *asked, *HEADLINES):
@@ -221,39 +182,22 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield 'attempts', str(attempts)
 
 
-def _command(environment: Mapping[str, Any]) -> str:
-    command = environment.get('command', '')
-    return command if isinstance(command, str) else shlex.join(command)
-
-
 def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Samples by heading: wrong ones, the most confident first, then right ones."""
     groups: dict[str, list[dict[str, Any]]] = {'Wrong': [], 'Right': [], '': []}
     values = 'predicted' in run.evaluation.get('curves', {})  # numbers are hardly ever just right
     for sample in run.evaluation.get('samples', ()):
-        image = sample['input']['kind'] == 'image'
-        shown = {**sample, 'image': _png(plots.pixels(sample['input'])) if image else None}
         if values or 'target' not in sample:
-            groups[''].append(shown)
+            groups[''].append(sample)
         else:
-            groups['Right' if sample['target'] == sample['prediction'] else 'Wrong'].append(shown)
+            groups['Right' if sample['target'] == sample['prediction'] else 'Wrong'].append(sample)
     groups['Wrong'].sort(key=lambda sample: -sample.get('score', 0))
     return {heading: samples for heading, samples in groups.items() if samples}
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, 'png')
-    return buffer.getvalue()
-
-
 def _css_width(png: bytes) -> int:
     """The width at which all figures have text of the same size, that of the page."""
-    return round(Image.open(io.BytesIO(png)).width * 96 / plots.STYLE['savefig.dpi'])
-
-
-def _data_uri(png: bytes) -> str:
-    return 'data:image/png;base64,' + base64.b64encode(png).decode()
+    return round(Image.open(io.BytesIO(png)).width * 96 / plots.DPI)
 
 
 def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str, bool]]]:
@@ -265,19 +209,8 @@ def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str
     for key, value in flatten(config).items():
         section, _, field = key.rpartition('.') if key.count('.') < 2 else key.partition('.')
         is_default = key in defaults and key not in given and defaults[key] == value
-        sections.setdefault(section, []).append((field, _text(value), is_default))
+        sections.setdefault(section, []).append((field, plain(value), is_default))
     return sections
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        if len(value) > 1 and all(item == value[0] for item in value):
-            return f'{len(value)} × {_text(value[0])}'
-        return ', '.join(map(_text, value)) or 'none'
-    if isinstance(value, Mapping):
-        return ', '.join(f'{key} {_text(item)}' for key, item in value.items()) or 'none'
-    words = {None: 'none', True: 'true', False: 'false'}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _time_spent(run: Run) -> dict[str, float]:
@@ -295,15 +228,36 @@ def _time_spent(run: Run) -> dict[str, float]:
     return {'train': max(total - sum(spent.values()), 0), **spent} if total else {}
 
 
-def _timeline(run: Run) -> Iterator[dict[str, Any]]:
-    for row in run.events:
-        yield {
-            'time': datetime.fromtimestamp(row['time'], UTC).strftime('%Y-%m-%d %H:%M:%S'),
-            'attempt': row['attempt'],
-            'event': row['event'],
-            'step': row.get('step', ''),
-            'details': ', '.join(
-                f'{key} {number(value) if isinstance(value, float) else _text(value)}'
-                for key, value in row['details'].items()
-            ),
-        }
+# What the template says of a value.
+
+
+def moment(seconds: float) -> str:
+    """Unix time as a date and a time, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime('%Y-%m-%d %H:%M:%S')
+
+
+def plain(value: Any) -> str:
+    """A value of a JSON file in words: `32, 64`, `8 × cpu`, `none`."""
+    if isinstance(value, list):
+        if len(value) > 1 and all(item == value[0] for item in value):
+            return f'{len(value)} × {plain(value[0])}'
+        return ', '.join(map(plain, value)) or 'none'
+    if isinstance(value, Mapping):
+        return ', '.join(f'{key} {plain(item)}' for key, item in value.items()) or 'none'
+    return (
+        'none' if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def pixels_uri(pixels: list) -> str:
+    """An image sample, [H, W, C] with one channel, three or more: the first, or the first three."""
+    array = np.asarray(pixels, np.uint8)
+    image = Image.fromarray(array[..., :3] if array.shape[-1] >= 3 else array[..., 0])
+    buffer = io.BytesIO()
+    image.save(buffer, 'png')
+    return png_uri(buffer.getvalue())
+
+
+def png_uri(png: bytes) -> str:
+    """The image itself in place of an address."""
+    return 'data:image/png;base64,' + base64.b64encode(png).decode()

@@ -43,6 +43,7 @@ class Task:
         `targets` and the batch's own weights.
     metrics: names -> the groups that compute them, or a ConfigError.
     default_metrics: measured when the config names none; train_metrics: at every logged step.
+    writes: whether its model predicts what comes next, so that it can write on.
     predict: outputs -> what a person reads: class probabilities [B, C], or values [B, O].
     """
 
@@ -53,3 +54,4 @@ class Task:
     default_metrics: tuple[str, ...]
     predict: Callable[[jax.Array], jax.Array]
     train_metrics: tuple[str, ...] = ()
+    writes: bool = False

@@ -38,6 +38,7 @@ def build(config: Config, spec: DataSpec) -> Task:
         default_metrics=('perplexity', 'accuracy', *bits),
         predict=jax.nn.softmax,
         train_metrics=('accuracy',),
+        writes=True,
     )
 
 

@@ -84,8 +84,8 @@ def build(config: Config, splits: Splits | None = None) -> Run:
         check_batch_size(mesh, config.eval.batch_size, 1, 'config.eval.batch_size')
     splits = splits or load_data(config.data)
     horizon = _horizon(config, splits)
-    task = _task(config, splits.spec)
-    model = _model(config, splits.spec, task)
+    task = build_task(config, splits.spec)
+    model = build_model(config, splits.spec, task)
     schedule = schedules.build(config.optimizer.schedule, config.optimizer.learning_rate, horizon)
     params = model.abstract()['params']
     optimizer = optimizers.build(config.optimizer, schedule, params, model.axes['params'])
@@ -134,14 +134,18 @@ def _horizon(config: Config, splits: Splits) -> Horizon:
     return Horizon(config.train.batch_size, rows, splits.spec.tokens, steps)
 
 
-def _task(config: Config, spec: DataSpec) -> Task:
+def build_task(config: Config, spec: DataSpec) -> Task:
+    """The task of the config for such data. Raises: ConfigError."""
     module = components.find('task', config.task.name, 'config.task.name')
     return module.build(components.build_config(module, config.task.options, 'config.task'), spec)
 
 
-def _model(config: Config, spec: DataSpec, task: Task) -> Model:
+def build_model(config: Config, spec: DataSpec, task: Task) -> Model:
+    """The model of the config for such data and task. Raises: ConfigError."""
     module = components.find('model', config.model.name, 'config.model.name')
     options = components.build_config(module, config.model.options, 'config.model')
+    if spec.vocab_size and getattr(options, 'vocab_size', spec.vocab_size) is None:
+        options = dataclasses.replace(options, vocab_size=spec.vocab_size)  # the data tells
     batch = batch_spec(spec, config.train.batch_size)
     inputs = jax.eval_shape(partial(augment.standardise, spec=spec), batch)['inputs']
     return module.build(options, inputs, task.outputs, jnp.dtype(config.precision.compute))

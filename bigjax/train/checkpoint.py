@@ -87,14 +87,7 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
     Raises: CheckpointError naming the leaves that are missing, left over or of another shape.
     """
     expected = vars(abstract)
-    differences = _differences(_saved_shapes(checkpoints, step), _shapes(expected))
-    if differences:
-        raise CheckpointError(
-            f'checkpoint {checkpoints.directory}/{step} is of another model or optimizer: '
-            + '; '.join(differences[:4])
-            + (f'; and {len(differences) - 4} more' if len(differences) > 4 else '')
-            + '; use the config that it was trained with, or another workdir'
-        )
+    _require_same(checkpoints, step, saved_shapes(checkpoints, step), _shapes(expected))
     return TrainState(**checkpoints.load(step, expected))
 
 
@@ -109,7 +102,7 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
         raise CheckpointError(f'config.init_from.run: no checkpoints in {workdir}')
     with open_checkpoints(workdir, CheckpointConfig()) as checkpoints:
         step = pick(checkpoints, config.checkpoint, None)
-        saved = _saved_shapes(checkpoints, step)
+        saved = saved_shapes(checkpoints, step)
         wanted = trees.compile_pattern(config.leaves, 'config.init_from.leaves')
         skipped: list[str] = []
 
@@ -128,18 +121,35 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
         targets = trees.map_with_name(choose, params)
         if len(skipped) == len(jax.tree.leaves(params)):
             raise CheckpointError(f'config.init_from: nothing to load; {skipped[0]}')
-        state = {
-            key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
-            for key, value in checkpoints.metadata(step).metadata.items()
-        }
-        loaded = checkpoints.load(step, {**state, 'params': targets})['params']
+        loaded = _load_part(checkpoints, step, 'params', targets)
     merged = jax.tree.map(lambda old, new: old if new is ocp.PLACEHOLDER else new, params, loaded)
     for line in skipped:
         log.info('init_from left fresh: %s', line)
     return merged, skipped
 
 
-def _saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, ...]]:
+def restore_params(checkpoints: Checkpoints, step: int, abstract: Any) -> Any:
+    """The parameters that evaluation takes (averaged ones where they are), and nothing else.
+
+    abstract: their shapes and shardings. Raises: CheckpointError naming what is not as expected.
+    """
+    saved = saved_shapes(checkpoints, step)
+    part = 'ema' if any(name.startswith('ema/') for name in saved) else 'params'
+    kept = {name: shape for name, shape in saved.items() if name.startswith(f'{part}/')}
+    _require_same(checkpoints, step, kept, _shapes({part: abstract}))
+    return _load_part(checkpoints, step, part, abstract)
+
+
+def _load_part(checkpoints: Checkpoints, step: int, part: str, targets: Any) -> Any:
+    state = {
+        key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
+        for key, value in checkpoints.metadata(step).metadata.items()
+    }
+    return checkpoints.load(step, {**state, part: targets})[part]
+
+
+def saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, ...]]:
+    """Of every leaf but keys, by its path."""
     return _shapes(checkpoints.metadata(step).metadata)
 
 
@@ -150,6 +160,22 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         for path, leaf in jax.tree.leaves_with_path(tree)
         if trees.path_name(path) != 'rng'
     }
+
+
+def _require_same(
+    checkpoints: Checkpoints,
+    step: int,
+    saved: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
+    differences = _differences(saved, expected)
+    if differences:
+        raise CheckpointError(
+            f'checkpoint {checkpoints.directory}/{step} is of another model or optimizer: '
+            + '; '.join(differences[:4])
+            + (f'; and {len(differences) - 4} more' if len(differences) > 4 else '')
+            + '; use the config that it was trained with, or another workdir'
+        )
 
 
 def _differences(

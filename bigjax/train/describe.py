@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -63,12 +62,11 @@ def summary(run: Run) -> dict[str, str]:
 
 
 def _bytes_a_device(tree: Any) -> int:
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        sharding: NamedSharding = leaf.sharding
-        shard = jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
-        total += trees.num_bytes(shard)
-    return total
+    shards = [
+        jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return trees.num_bytes(shards)
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -82,16 +80,15 @@ def _axes(part: Any) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if num_bytes < 1024:
-            return f'{number(num_bytes)} {unit}'
-        num_bytes /= 1024
-    return f'{number(num_bytes)} TiB'
+    return _scaled(num_bytes, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
 def _si(value: float) -> str:
-    for unit in ('', 'k', 'M', 'G', 'T', 'P', 'E'):
-        if value < 1000:
-            return f'{number(value)} {unit}'.strip()
-        value /= 1000
-    return f'{number(value)} Z'
+    return _scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'))
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    unit = 0
+    while value >= base and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    return f'{number(value)} {units[unit]}'.strip()

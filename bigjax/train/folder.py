@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import jax
 from bigjax import config as configs
 from bigjax import schema
 from bigjax.config import Config
+from bigjax.data import tokenizers
+from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.train.writers import replace_file
 
-CONFIG, ENVIRONMENT = 'config.json', 'env.json'
+CONFIG, ENVIRONMENT, TOKENIZER = 'config.json', 'env.json', 'tokenizer'
 
 MAY_CHANGE = (
     'mesh', 'sinks', 'checkpoint', 'data.prefetch', 'eval', 'train.log_every',
@@ -44,6 +47,31 @@ def claim(workdir: Path, config: Config) -> None:
         raise EnvironmentProblem(
             f'cannot write run folder {workdir}: {error.strerror}; choose another --workdir'
         ) from error
+
+
+def claim_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
+    """Keeps the tokenizer of the run's text beside it. Only the first process calls it.
+
+    Raises: ConfigError if the run in `workdir` was trained with another one.
+    """
+    place = workdir / TOKENIZER
+    if tokenizer is None:
+        return
+    if place.is_dir():
+        require_tokenizer(place, tokenizer)
+        return
+    partial = workdir / f'{TOKENIZER}.partial'
+    tokenizer.save(partial)
+    partial.rename(place)
+
+
+def require_tokenizer(place: Path, tokenizer: Tokenizer) -> None:
+    """Raises: ConfigError unless the tokenizer kept in `place` is this one."""
+    if tokenizers.load(place).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f'{place} is another tokenizer than that of config.data: its tokens mean other text; '
+            f'set config.data.tokenizer={place}'
+        )
 
 
 def saved_config(workdir: Path) -> Config:
@@ -91,12 +119,9 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of the code, marked `+` if the tree has changes; None outside a checkout."""
+    command = ['git', 'describe', '--always', '--abbrev=12', '--dirty=+']
     folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ['git', 'describe', '--always', '--abbrev=12', '--dirty=+'],
-            cwd=folder, capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        git = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=5)
+        return git.stdout.strip() or None
+    return None

@@ -47,6 +47,8 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> dict
     with logging_to(workdir if leads else None, console):
         run = build(config)
         _check_metric_names(run)
+        if leads:
+            folder.claim_tokenizer(workdir, run.splits.tokenizer)
         for note in run.notes:
             log.info(note)
         with (

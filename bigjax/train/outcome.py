@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 from rich.console import Console
 
 from bigjax import metrics
+from bigjax.config import Config
 from bigjax.data import batches
 from bigjax.data.core import Source
 from bigjax.errors import DataError
-from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.generate import Sampling, generate
+from bigjax.sharding.mesh import num_batch_shards, process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder
 from bigjax.train.build import Run, build, metric_groups, metric_names
-from bigjax.train.generate import continuations
 from bigjax.train.progress import final_table
 from bigjax.train.step import eval_step, predict_step
 from bigjax.train.writers import replace_file
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = 'evaluation'
 NUM_SAMPLES = 24
+NUM_TEXTS = 3
 MAX_PREDICTED = 2048
 MAX_CLASSES_SHOWN = 100
 
@@ -91,8 +93,7 @@ def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
     """The most confident mistakes, then as many of the first rows as there is room for."""
     task, decode, spec = run.recipe.task, run.splits.decode, run.splits.spec
     if task.kind == 'language_model':
-        rows = source[np.arange(min(NUM_SAMPLES, len(source)))]
-        return continuations(run.recipe.model, variables, rows, decode)
+        return _continuations(run, variables, source) if task.writes else []
     predictions = _predictions(run, variables, source)
     chosen = np.arange(len(predictions))
     if task.kind in ('binary', 'multiclass'):
@@ -102,6 +103,27 @@ def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
         chosen = np.append(mistakes[: NUM_SAMPLES // 2], np.flatnonzero(~wrong))
     chosen = chosen[:NUM_SAMPLES]
     return evaluate.samples(task.kind, spec, source[chosen], predictions[chosen], decode)
+
+
+def _continuations(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
+    """The first halves of a few rows as prompts, and what the model makes of them."""
+    inputs = source[np.arange(min(NUM_TEXTS, len(source)))]['inputs']
+    rows = np.asarray(inputs['tokens'] if isinstance(inputs, Mapping) else inputs)
+    prompts, length = rows[:, : max(1, rows.shape[1] // 2)], rows.shape[1]
+    pieces = generate(
+        run.recipe.model,
+        variables,
+        prompts.tolist(),
+        Sampling(temperature=0.8),
+        max_new_tokens=length,
+        multiple_of=num_batch_shards(run.mesh),
+    )
+    tokenizer = run.splits.tokenizer
+    show = tokenizer.decode if tokenizer else lambda ids: ' '.join(map(str, ids))
+    return [
+        {'input': {'kind': 'text', 'text': show(prompt)}, 'prediction': show(new)}
+        for prompt, new in zip(prompts, np.concatenate(list(pieces), axis=1), strict=True)
+    ]
 
 
 def _predicted_and_actual(run: Run, variables: Any, source: Source) -> dict[str, Any]:
@@ -124,15 +146,15 @@ def _predictions(run: Run, variables: Any, source: Source) -> np.ndarray:
 
 
 def evaluate_run(
-    workdir: Path, split: str, which: str | None, console: Console
+    config: Config, workdir: Path, split: str, which: str | None, console: Console
 ) -> dict[str, float]:
-    """Evaluates a split of the run in `workdir` again, from its own config and checkpoint.
+    """Evaluates a split by a checkpoint of the run in `workdir`, under its config or one like it.
 
     which: 'latest', 'best' or a step; by default the best where the run kept one.
     Raises: ConfigError, DataError or CheckpointError.
     """
-    config = folder.saved_config(workdir)
     run = build(config)
+    folder.claim_tokenizer(workdir, run.splits.tokenizer)
     if split not in run.splits.sources:
         raise DataError(f'this run has no {split} split; there are {", ".join(run.splits.sources)}')
     with (

@@ -11,14 +11,14 @@ Everything here takes numbers that are already on the host.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 SPLITS = ('train', 'val', 'test')
@@ -55,69 +55,61 @@ def logging_to(workdir: Path | None, console: Console) -> Iterator[None]:
 class _ConsoleHandler(logging.Handler):
     def __init__(self, console: Console):
         super().__init__()
-        self._console = console
+        self.console = console
+        self.addFilter(lambda record: record.name != _file_only.name)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name != _file_only.name:
-            level = '' if record.levelno <= logging.INFO else f'{record.levelname.lower()}: '
-            _print(self._console, level + self.format(record))
+        level = '' if record.levelno <= logging.INFO else f'{record.levelname.lower()}: '
+        _print(self.console, level + self.format(record))
 
 
+@dataclass
 class Progress:
     """Where a run stands; `update` costs about a microsecond when there is nothing to print."""
 
-    def __init__(
-        self,
-        total_steps: int,
-        start_step: int,
-        console: Console,
-        every: float,
-        clock: Callable[[], float],
-    ):
-        self.step = start_step
-        self._total = total_steps
-        self._console = console
-        self._every = every
-        self._clock = clock
-        self._first: tuple[int, float] | None = None  # the first step that came after compiling
-        self._latest: dict[str, float] = {}
-        self._news: dict[str, tuple[int, float]] = {}  # not yet written: step and value
-        self._next_line = 0.0
+    total: int
+    step: int
+    console: Console
+    every: float
+    clock: Callable[[], float]
+    _first: tuple[int, float] | None = None  # the first step that came after compiling
+    _latest: dict[str, float] = field(default_factory=dict)
+    _news: dict[str, tuple[int, float]] = field(default_factory=dict)  # not yet written
+    _next_line: float = 0.0
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """`step` is done; `metrics`, if any were read, are flat keys such as `val/loss`."""
-        now = self._clock()
+        now = self.clock()
         self.step = step
         if self._first is None:
-            self._first = step, now
-            self._next_line = now
+            self._first, self._next_line = (step, now), now
         if metrics:
             self._latest.update(metrics)
             self._news.update({key: (step, value) for key, value in metrics.items()})
             if now >= self._next_line:
                 self.flush()
-                self._next_line = now + self._every
+                self._next_line = now + self.every
 
     def flush(self) -> None:
         """Write the latest of each metric that came in since the last time, a line a step."""
         steps = sorted({step for step, _ in self._news.values()})
         for step in steps:
-            values = {key: value for key, (at, value) in self._news.items() if at == step}
-            pace = self._pace() if step == steps[-1] else []
-            if shown := _shown(values):
-                line = '  '.join([f'step {step}/{self._total}', *shown, *pace])
-                _write_line(self._console, line)
+            shown = _shown({key: value for key, (at, value) in self._news.items() if at == step})
+            if shown:
+                pace = self._pace() if step == steps[-1] else []
+                line = '  '.join([f'step {step}/{self.total}', *shown, *pace])
+                _file_only.info(line)
+                if not self.console.is_interactive:
+                    _print(self.console, line)
         self._news = {}
 
     def render(self) -> Group:
         """The bar of a terminal, drawn a few times a second by rich's own thread."""
-        bar = Table.grid(padding=(0, 2), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True)
+        ends = Column(no_wrap=True)
+        bar = Table.grid(ends, Column(ratio=1), ends.copy(), padding=(0, 2), expand=True)
         bar.add_row(
-            f'step {self.step:,}/{self._total:,}',
-            ProgressBar(total=self._total, completed=self.step),
+            f'step {self.step:,}/{self.total:,}',
+            ProgressBar(total=self.total, completed=self.step),
             '  '.join(self._pace()),
         )
         shown = '  '.join(_shown(dict(self._latest)))
@@ -126,15 +118,14 @@ class Progress:
     def _pace(self) -> list[str]:
         """Throughput, time a step, time left; what is not known yet is left out."""
         pace = []
-        for unit in ('tokens', 'examples'):
-            if (rate := self._latest.get(f'perf/{unit}_per_second')) is not None:
-                pace.append(f'{rate:,.0f} {unit}/s')
-                break
+        unit = 'tokens' if 'perf/tokens_per_second' in self._latest else 'examples'
+        if (rate := self._latest.get(f'perf/{unit}_per_second')) is not None:
+            pace.append(f'{rate:,.0f} {unit}/s')
         if (seconds := self._latest.get('perf/step_seconds')) is not None:
             pace.append(f'{seconds * 1e3:.3g} ms/step')
         if self._first is not None and self.step > self._first[0]:
-            seconds = (self._clock() - self._first[1]) / (self.step - self._first[0])
-            pace.append(f'eta {duration((self._total - self.step) * seconds)}')
+            seconds = (self.clock() - self._first[1]) / (self.step - self._first[0])
+            pace.append(f'eta {duration((self.total - self.step) * seconds)}')
         return pace
 
 
@@ -148,38 +139,29 @@ def progress(
 ) -> Iterator[Progress]:
     """A `Progress` for the loop to update: a live bar if the console is interactive; else, and in
     log.txt always, a line at most `every` seconds and at the end."""
-    console = console or Console()
-    show = Progress(total_steps, start_step, console, every, clock)
+    show = Progress(total_steps, start_step, console or Console(), every, clock)
+    live = Live(console=show.console, get_renderable=show.render, refresh_per_second=4)
     try:
-        if console.is_interactive:
-            with Live(console=console, get_renderable=show.render, refresh_per_second=4):
-                yield show
-        else:
+        with live if show.console.is_interactive else nullcontext():
             yield show
     finally:
         show.flush()
 
 
 def final_table(metrics: Mapping[str, float], console: Console) -> None:
-    """Show the results, a row a metric and a column a split; the log file gets aligned text."""
+    """Show the results as aligned text, a row a metric and a column a split."""
     splits, rows = by_split(metrics)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column('')
-    for split in splits:
-        table.add_column(split, justify='right')
-    width = max((len(name) for name in rows), default=0)
-    _write_line(console, ' ' * width + ''.join(f'{split:>12}' for split in splits))
+    width = max(map(len, rows), default=0)
+    lines = [' ' * width + ''.join(f'{split:>12}' for split in splits)]
     for name, values in rows.items():
         cells = [number(values[split]) if split in values else '' for split in splits]
-        table.add_row(Text(name), *cells)
-        _write_line(console, f'{name:{width}}' + ''.join(f'{cell:>12}' for cell in cells))
-    if console.is_interactive:
-        console.print(table)
+        lines.append(f'{name:{width}}' + ''.join(f'{cell:>12}' for cell in cells))
+    for line in lines:
+        _file_only.info(line)
+        _print(console, line)
 
 
-def by_split(
-    metrics: Mapping[str, float],
-) -> tuple[tuple[str, ...], dict[str, dict[str, float]]]:
+def by_split(metrics: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Flat keys as (the splits there are, metric -> split -> value).
 
     Metrics of training alone (the learning rate, norms) are left out where others were evaluated.
@@ -189,11 +171,8 @@ def by_split(
         split, _, name = key.partition('/')
         if split in SPLITS:
             rows.setdefault(name, {})[split] = value
-    evaluated = {name: values for name, values in rows.items() if set(values) - {'train'}}
-    rows = evaluated or rows
-    return tuple(
-        split for split in SPLITS if any(split in values for values in rows.values())
-    ), rows
+    rows = {name: values for name, values in rows.items() if set(values) - {'train'}} or rows
+    return [split for split in SPLITS if any(split in values for values in rows.values())], rows
 
 
 def number(value: float) -> str:
@@ -206,13 +185,6 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f'{hours}:{minute:02}:{second:02}' if hours else f'{minute}:{second:02}'
-
-
-def _write_line(console: Console, text: str) -> None:
-    """One line for log.txt, and for a console that has no livelier way to show it."""
-    _file_only.info(text)
-    if not console.is_interactive:
-        _print(console, text)
 
 
 def _print(console: Console, text: str) -> None:

@@ -16,8 +16,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,15 +33,14 @@ _NOT_METRICS = ('step', 'time', 'attempt', 'nonfinite')
 log = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
+class Sink(NamedTuple):
     """Another home for metrics."""
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    write: Callable[[int, Mapping[str, float]], None]
+    close: Callable[[], None]
 
-    def close(self) -> None: ...
 
-
-class Writer:
+class Writer(AbstractContextManager):
     """The metrics, events and sinks of one attempt at a run; use it as a context manager.
 
     Opening it after a crash mends the files: a torn last line goes, and so do the metrics past
@@ -57,51 +57,51 @@ class Writer:
         sinks: Mapping[str, Sink] | None = None,
     ):
         nowhere = Path(os.devnull)
-        metrics_path, events_path = (
-            (workdir / METRICS, workdir / EVENTS) if workdir else (nowhere, nowhere)
-        )
+        metrics, events = (workdir / METRICS, workdir / EVENTS) if workdir else (nowhere, nowhere)
         self._sinks = dict(sinks or {})
-        past, _ = _mend(events_path, lambda row: True)
+        past, _ = _mend(events, lambda row: True)
         self.attempt = 1 + max((row['attempt'] for row in past), default=0)
         last_step = -1 if restored_step is None else restored_step
-        _, dropped = _mend(metrics_path, lambda row: row['step'] <= last_step)
-        self._metrics = metrics_path.open('a', buffering=1, encoding='utf-8')
-        self._events = events_path.open('a', buffering=1, encoding='utf-8')
+        _, dropped = _mend(metrics, lambda row: row['step'] <= last_step)
+        self._metrics = metrics.open('a', buffering=1, encoding='utf-8')
+        self._events = events.open('a', buffering=1, encoding='utf-8')
         if dropped:
             self.event('drop', restored_step, lines=dropped)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of numbers, already on the host, and hand them to the sinks."""
-        plain = {key: float(value) for key, value in values.items()}
-        self._metrics.write(_metrics_line(step, time.time(), self.attempt, plain))
-        for name in list(self._sinks):
-            self._try(name, lambda sink: sink.write(step, plain))
+        values = {key: float(value) for key, value in values.items()}
+        row: Row = {'step': int(step), 'time': time.time(), 'attempt': self.attempt, **values}
+        nonfinite = {key: str(value) for key, value in values.items() if not math.isfinite(value)}
+        if nonfinite:
+            row |= dict.fromkeys(nonfinite) | {'nonfinite': nonfinite}
+        self._metrics.write(_dumps(row))
+        self._each_sink(lambda sink: sink.write(step, values))
 
     def event(self, event: str, step: int | None = None, **details: Any) -> None:
-        """Append what just happened; `seconds` among the details is how long it took."""
-        row = {'event': event, 'time': time.time(), 'attempt': self.attempt}
-        row |= {} if step is None else {'step': int(step)}
-        self._events.write(_dumps({**row, 'details': _strict(details)}))
+        """Append what just happened; `seconds` among the details is how long it took.
 
-    def close(self) -> None:
-        for name in list(self._sinks):
-            self._try(name, lambda sink: sink.close())
+        What JSON cannot hold, an object or a number that is not finite, is written as text.
+        """
+        row: Row = {'event': event, 'time': time.time(), 'attempt': self.attempt}
+        row |= {} if step is None else {'step': int(step)}
+        plain = json.dumps(details, default=_plain)
+        row['details'] = json.loads(plain, parse_constant=lambda name: str(float(name)))
+        self._events.write(_dumps(row))
+
+    def __exit__(self, *_: object) -> None:
+        self._each_sink(lambda sink: sink.close())
         self._metrics.close()
         self._events.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _try(self, name: str, call: Callable[[Sink], None]) -> None:
-        try:
-            call(self._sinks[name])
-        except Exception as error:  # whatever it is, it is the sink's affair and not the run's
-            del self._sinks[name]
-            log.warning('sink %s failed and is off for this attempt: %r', name, error)
-            self.event('sink_failed', sink=name, error=repr(error))
+    def _each_sink(self, call: Callable[[Sink], None]) -> None:
+        for name, sink in list(self._sinks.items()):
+            try:
+                call(sink)
+            except Exception as error:  # whatever it is, it is the sink's affair and not the run's
+                del self._sinks[name]
+                log.warning('sink %s failed and is off for this attempt: %r', name, error)
+                self.event('sink_failed', sink=name, error=repr(error))
 
 
 def open_sinks(
@@ -122,57 +122,42 @@ def open_sinks(
     return sinks
 
 
-class TensorBoard:
+def tensorboard(workdir: Path, restored_step: int | None, config: Mapping[str, Any]) -> Sink:
     """Event files in `<workdir>/tensorboard`, written by a thread of tensorboardX."""
+    import tensorboardX
 
-    def __init__(self, workdir: Path, restored_step: int | None, config: Mapping[str, Any]):
-        import tensorboardX
+    start = 0 if restored_step is None else restored_step + 1
+    writer = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start)
 
-        self._writer = tensorboardX.SummaryWriter(
-            str(workdir / 'tensorboard'),
-            purge_step=0 if restored_step is None else restored_step + 1,
-        )
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
-            self._writer.add_scalar(key, value, step)
+            writer.add_scalar(key, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+    return Sink(write, writer.close)
 
 
-class WeightsAndBiases:
+def weights_and_biases(workdir: Path, restored_step: int | None, config: Mapping[str, Any]) -> Sink:
     """A W&B run that all attempts at one workdir share; WANDB_* variables have its settings."""
+    import wandb
 
-    def __init__(self, workdir: Path, restored_step: int | None, config: Mapping[str, Any]):
-        import wandb
-
-        id_file = workdir / 'wandb_id.txt'
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex)
-        self._run = wandb.init(
-            project=os.environ.get('WANDB_PROJECT', 'bigjax'),
-            name=workdir.name,
-            id=id_file.read_text(),
-            resume='allow',
-            dir=str(workdir),
-            config=dict(config),
-        )
-        # W&B's own step only grows and it drops what lies behind; ours goes back on a resume.
-        self._run.define_metric('step')
-        self._run.define_metric('*', step_metric='step')
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log({'step': step, **metrics})
-
-    def close(self) -> None:
-        self._run.finish()
+    id_file = workdir / 'wandb_id.txt'
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex)
+    run = wandb.init(
+        project=os.environ.get('WANDB_PROJECT', 'bigjax'),
+        name=workdir.name,
+        id=id_file.read_text(),
+        resume='allow',
+        dir=str(workdir),
+        config=dict(config),
+    )
+    # W&B's own step only grows and it drops what lies behind; ours goes back on a resume.
+    run.define_metric('step')
+    run.define_metric('*', step_metric='step')
+    return Sink(lambda step, metrics: run.log({'step': step, **metrics}), run.finish)
 
 
-SINKS: Mapping[str, Callable[[Path, int | None, Mapping[str, Any]], Sink]] = {
-    'tensorboard': TensorBoard,
-    'wandb': WeightsAndBiases,
-}
+SINKS = {'tensorboard': tensorboard, 'wandb': weights_and_biases}
 
 
 def read_metrics(workdir: Path) -> list[Row]:
@@ -211,14 +196,14 @@ def read_lines(path: Path) -> list[Row]:
 
 def columns(rows: Iterable[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metrics by key: the steps (int) at which it was written, and its values (float64)."""
-    pairs: dict[str, list[tuple[int, float]]] = {}
+    series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for key, value in row.items():
             if key not in _NOT_METRICS:
-                pairs.setdefault(key, []).append((row['step'], value))
+                series.setdefault(key, []).append((row['step'], value))
     return {
-        key: (np.array([step for step, _ in pair]), np.array([value for _, value in pair], float))
-        for key, pair in pairs.items()
+        key: (np.array([step for step, _ in points]), np.array([y for _, y in points], float))
+        for key, points in series.items()
     }
 
 
@@ -244,26 +229,9 @@ def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], int]:
     return kept, len(rows) - len(kept)
 
 
-def _metrics_line(step: int, now: float, attempt: int, values: Mapping[str, float]) -> str:
-    row: Row = {'step': int(step), 'time': now, 'attempt': attempt, **values}
-    nonfinite = {key: str(value) for key, value in values.items() if not math.isfinite(value)}
-    if nonfinite:
-        row |= dict.fromkeys(nonfinite) | {'nonfinite': nonfinite}
-    return _dumps(row)
-
-
 def _dumps(row: Row) -> str:
     return json.dumps(row, allow_nan=False) + '\n'
 
 
-def _strict(value: Any) -> Any:
-    """`value` as strict JSON can hold it; as text, if it is an object or not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -62,11 +62,11 @@ def test_numbers_are_imputed_and_standardised_as_by_scikit_learn(table, impute, 
     for split, part in (('train', numbers[:30]), ('test', numbers[30:])):
         expected = pipeline.transform(part)
         if indicators:
-            expected = np.concatenate([expected, np.isnan(part[:, :1])], axis=1)
+            expected = np.insert(expected, 1, np.isnan(part[:, 0]), axis=1)
         inputs = rows(splits, split)['inputs']
         assert inputs.dtype == np.float32
         np.testing.assert_allclose(inputs, expected, rtol=1e-5, atol=1e-6)
-    names = ('a', 'b', 'c', 'a is missing') if indicators else ('a', 'b', 'c')
+    names = ('a', 'a is missing', 'b', 'c') if indicators else ('a', 'b', 'c')
     assert splits.spec.feature_names == names
     assert splits.spec.inputs.shape == (len(names),)
 
@@ -117,7 +117,7 @@ def test_targets_are_classes_or_numbers(table, values, options, targets, class_n
 def test_the_kind_of_a_column_can_be_given_and_columns_ignored(table):
     text = lines('id,zip,x,y', *(f'{i},{i % 2},{i * i},{i % 3}' for i in range(12)))
     splits = table(text, categorical=('zip',), ignore=('id',))
-    assert splits.spec.feature_names == ('x', 'zip=0', 'zip=1', 'zip unknown')
+    assert splits.spec.feature_names == ('zip=0', 'zip=1', 'zip unknown', 'x')
 
 
 def test_what_real_files_hold(table):
@@ -146,18 +146,22 @@ FINE = ['1,2,0', '3,4,1', '5,6,0', '7,8,1']
 @pytest.mark.parametrize(
     ('text', 'options', 'message'),
     [
-        (lines('a,b,y', *FINE, 'x1,2,0'), {}, 'line 6: column a: expected a number, got "x1"'),
+        (
+            lines('a,b,y', *FINE, 'x1,2,0'),
+            {},
+            'line 6: column a: expected a finite number, got "x1"',
+        ),
         (
             lines('a,b,y', '1,"two\nlines",0', '', '1,c,0', 'x,d,1', '1,e,1'),
             {},
-            'line 6: column a: expected a number, got "x"',
+            'line 6: column a: expected a finite number, got "x"',
         ),
         (lines('a,b,y', *FINE, '1,inf,0'), {}, 'line 6: column b: expected a finite number'),
         (lines('a,b,y', *FINE, '1,1e999,0'), {}, 'line 6: column b: expected a finite number'),
         (
             lines('a,b,y', 'u,1,0', 'v,2,1', 'w,3,0'),
             {'numeric': ('a',)},
-            'line 2: column a: expected a number, got "u"',
+            'line 2: column a: expected a finite number, got "u"',
         ),
         (lines('a,b,y', *FINE, '1,2'), {}, 'line 6: expected 3 values as in the header, got 2'),
         (lines('a,b,y', *FINE, '1,2,3,4'), {}, 'line 6: expected 3 values .* got 4'),
@@ -165,15 +169,15 @@ FINE = ['1,2,0', '3,4,1', '5,6,0', '7,8,1']
         (
             lines('a,b,y', '1,2,.5', '1,2,.7', '1,2,cat'),
             {},
-            'line 4: column y: expected a number, got "cat"; .* set config.data.target_type',
+            'line 4: column y: expected a finite number, got "cat"; .* set config.data.target_type',
         ),
-        (lines('a,a ,y', *FINE), {}, "line 1: two columns are called 'a'"),
-        (lines('a,,y', *FINE), {}, 'line 1: column 2 has no name'),
-        (lines('a,b,y', '1,2,x', '3,4,x'), {}, "every target is 'x'"),
+        (lines('a,a ,y', *FINE), {}, 'line 1: each column needs a name of its own, got a, a, y'),
+        (lines('a,,y', *FINE), {}, 'line 1: each column needs a name of its own, got a, , y'),
+        (lines('a,b,y', '1,2,x', '3,4,x'), {}, 'every target is x'),
         (lines('a,b,y', *(f'n{i},1,{i % 2}' for i in range(300))), {}, 'column a has 300 diff'),
         (lines('a,b,y', ',2,1', 'NA,2,0', '1,1,1', '2,1,0'), {}, 'column a has no value in the tr'),
         (lines('a,b,y'), {}, 'a header but no records'),
-        ('', {}, 'the file is empty'),
+        ('', {}, 'not a CSV table: Empty CSV file'),
         (lines('y', '1', '0'), {}, 'no columns are left'),
         (b'a,b,y\n1,caf\xe9,0\n', {}, r'invalid UTF-8 at byte 11 \(0xe9\)'),
         (b'a,caf\xe9,y\n1,2,0\n', {}, r'invalid UTF-8 at byte 5 \(0xe9\)'),

@@ -129,14 +129,14 @@ def test_a_corrupt_image_is_named_or_left_out_up_to_a_cap(folder, caplog):
     broken = folder / 'dog' / '1.png'
     broken.write_bytes(broken.read_bytes()[:40])
     (folder / 'dog' / '2.png').write_bytes(b'')
-    with pytest.raises(DataError, match=r"dog/1.png: not a readable image .*corrupt='skip'"):
+    with pytest.raises(DataError, match=r'dog/1.png: not a readable image .*max_corrupt=0'):
         load(folder)
-    with pytest.raises(DataError, match=r'2 of 10 images are corrupt, more than 1 .*dog/2.png'):
-        load(folder, corrupt='skip', max_corrupt=1)
+    with pytest.raises(DataError, match=r'dog/2.png: .*2 of 10 are corrupt.*max_corrupt=1'):
+        load(folder, max_corrupt=1)
     for _ in range(2):  # decoded, then from the cache
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            rows = everything(load(folder, corrupt='skip').sources['train'])
+            rows = everything(load(folder, max_corrupt=2).sources['train'])
         assert rows['inputs'][:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 5, 35, 45]
         assert rows['targets'].tolist() == [0] * 5 + [1] * 3
         assert '2 of 10 images were corrupt and left out' in caplog.text

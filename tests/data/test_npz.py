@@ -56,7 +56,7 @@ def test_rows_of_zeros_and_ones_are_labels(arrays):
     splits = arrays({'inputs': VECTORS, 'targets': labels})
     targets = everything(splits.sources['train'])['targets']
     np.testing.assert_array_equal(targets, labels)
-    assert (targets.dtype, splits.spec.num_classes) == (np.float32, 5)
+    assert (targets.dtype, splits.spec.num_classes) == (np.int32, 5)
 
 
 def test_other_integers_are_token_ids(arrays):
@@ -94,17 +94,17 @@ def with_value(array, where, value):
         (
             {'inputs': with_value(VECTORS, (7, 2), np.nan), 'targets': CLASSES},
             {},
-            'data.npz, inputs: record 7, position 2: expected a finite number, got nan',
+            'data.npz, train inputs: record 7, position 2: expected a finite number, got nan',
         ),
         (
             {'inputs': VECTORS, 'targets': with_value(VECTORS[:, 0], 5, -np.inf)},
             {},
-            'data.npz, targets: record 5: expected a finite number, got -inf',
+            'data.npz, train targets: record 5: expected a finite number, got -inf',
         ),
         (
             {'inputs': VECTORS, 'targets': with_value(CLASSES, 11, -1)},
             {},
-            r'data.npz, targets: record 11: expected an id in \[0, 3\], got -1',
+            r'data.npz, train targets: record 11: expected an id in \[0, 3\], got -1',
         ),
         (
             {'inputs': VECTORS, 'targets': CLASSES},
@@ -121,21 +121,16 @@ def with_value(array, where, value):
             {},
             r'targets: record 0: expected an id in \[0, 1\], got 2',
         ),
-        ({'inputs': VECTORS, 'targets': CLASSES[:19]}, {}, '20 inputs but 19 targets'),
+        ({'inputs': VECTORS, 'targets': CLASSES[:19]}, {}, r'got \[20, 3\] and \[19\]'),
         ({'inputs': VECTORS[:0], 'targets': CLASSES[:0]}, {}, 'no records'),
-        ({'inputs': VECTORS[:, 0], 'targets': CLASSES}, {}, r'\[records, ...\], got \[20\]'),
-        ({'inputs': VECTORS, 'targets': IMAGES}, {}, r'or \[records, C\], got \[20, 4, 5\]'),
+        ({'inputs': VECTORS[:, 0], 'targets': CLASSES}, {}, r'inputs \[N, ...\] .* got \[20\] and'),
+        ({'inputs': VECTORS, 'targets': IMAGES}, {}, r'or \[N, C\], got .* and \[20, 4, 5\]'),
         ({'inputs': VECTORS.astype(str), 'targets': CLASSES}, {}, 'expected numbers, got dtype <U'),
         ({'inputs': VECTORS.astype(object), 'targets': CLASSES}, {}, 'Object arrays cannot be'),
         (
-            {'x_train': VECTORS, 'y_train': CLASSES, 'x_val': VECTORS},
-            {'inputs': 'x_{split}', 'targets': 'y_{split}'},
-            'data.npz, val: 20 inputs but 0 targets',
-        ),
-        (
             {'x_train': VECTORS, 'y_train': CLASSES, 'x_val': VECTORS, 'y_val': CLASSES + 0.5},
             {'inputs': 'x_{split}', 'targets': 'y_{split}'},
-            'data.npz, y_val: expected dtype int64, as in train, got float64',
+            'data.npz, val targets: expected dtype int64, as in train, got float64',
         ),
         (
             {'x_train': VECTORS, 'y_train': CLASSES, 'x_val': VECTORS[:, :2], 'y_val': CLASSES},
@@ -153,6 +148,9 @@ def test_faults_of_the_arrays(arrays, held, options, message):
 def test_names_and_files_that_are_not_there(arrays, tmp_path):
     with pytest.raises(ConfigError, match="no array 'inputs'; did you mean 'input'"):
         arrays({'input': VECTORS, 'targets': CLASSES})
+    held = {'x_train': VECTORS, 'y_train': CLASSES, 'x_val': VECTORS}
+    with pytest.raises(ConfigError, match="no array 'y_val'"):
+        arrays(held, inputs='x_{split}', targets='y_{split}')
     with pytest.raises(DataError, match=r'nowhere\.npz: no such file'):
         arrays({}, path='nowhere.npz')
     (tmp_path / 'bad.npz').write_bytes(b'PK\x03\x04 and then nothing')

@@ -156,7 +156,7 @@ def _pixels(image: np.ndarray) -> list:
 def _binary() -> tuple[dict[str, Any], dict[str, Any], Callable]:
     targets = RNG.integers(0, 2, 200)
     scores = np.clip(0.5 + 0.25 * (2 * targets - 1) + 0.25 * RNG.normal(size=200), 0, 1)
-    fpr, tpr, thresholds = metrics.roc_curve(targets, scores, drop_intermediate=False)
+    fpr, tpr, _ = metrics.roc_curve(targets, scores, drop_intermediate=False)
     calls = (scores > 0.5).astype(int)
     names = ['malignant', 'benign']
     features = datasets.load_breast_cancer()
@@ -170,7 +170,7 @@ def _binary() -> tuple[dict[str, Any], dict[str, Any], Callable]:
         },
         'curves': {
             'confusion_matrix': metrics.confusion_matrix(targets, calls).tolist(),
-            'roc_curve': [fpr.tolist(), tpr.tolist(), thresholds.tolist()],
+            'roc_curve': {'fpr': fpr.tolist(), 'tpr': tpr.tolist()},
         },
         'class_names': names,
         'samples': [

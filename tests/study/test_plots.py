@@ -96,27 +96,17 @@ def test_roc_curve_states_the_area_of_scikit_learn():
     targets = RNG.integers(0, 2, 300)
     scores = targets + RNG.normal(size=300)
     fpr, tpr, _ = metrics.roc_curve(targets, scores)
-    figure = plots.roc_curve({'': {'fpr': fpr, 'tpr': tpr}})
+    figure = plots.roc_curve(fpr, tpr)
     (label,) = (text.get_text() for text in figure.axes[0].get_legend().get_texts())
     assert label == f'AUC {metrics.roc_auc_score(targets, scores):.3f}'
     np.testing.assert_array_equal(lines(figure.axes[0])[label], np.transpose([fpr, tpr]))
-
-
-def test_among_many_curves_the_worst_are_named():
-    xs = np.linspace(0, 1, 9)
-    curves = {f'_{i}': {'fpr': xs, 'tpr': xs ** (1 / (i + 1))} for i in range(12)}
-    ax = plots.roc_curve(curves).axes[0]
-    named = [text.get_text().split()[-1] for text in ax.get_legend().get_texts()]
-    assert named == ['_0', '_1', '_2', '_3', '_4']
-    assert ax.get_legend().get_title().get_text() == 'lowest 5 of 12'
-    assert len(ax.lines) == 13  # the others and the diagonal too
 
 
 def test_precision_recall_states_the_average_of_scikit_learn():
     targets = RNG.integers(0, 2, 300)
     scores = targets + RNG.normal(size=300)
     precision, recall, _ = metrics.precision_recall_curve(targets, scores)
-    figure = plots.precision_recall({'': {'precision': precision, 'recall': recall}})
+    figure = plots.precision_recall(precision, recall)
     average = metrics.average_precision_score(targets, scores)
     assert f'AP {average:.3f}' in texts(figure)
 
@@ -144,19 +134,6 @@ def test_predicted_against_actual():
     points = ax.collections[0].get_offsets()
     np.testing.assert_array_equal(points, np.transpose([actual, predicted]))
     assert ax.get_xlim() == ax.get_ylim()
-
-
-@pytest.mark.parametrize('channels', [1, 3, 4, 13])
-def test_sample_grid_shows_pixels_and_names_wrong_targets(channels):
-    image = RNG.integers(0, 256, (5, 6, channels))
-    samples = [
-        {'input': {'kind': 'image', 'pixels': image.tolist()}, 'target': t, 'prediction': 'cat'}
-        for t in ('cat', 'dog')
-    ]
-    right, wrong = plots.sample_grid(samples).axes
-    assert (right.get_title(), wrong.get_title()) == ('cat', 'cat\nis dog')
-    expected = image[..., 0] if channels == 1 else image[..., :3]
-    np.testing.assert_array_equal(right.images[0].get_array(), expected)
 
 
 def test_hostile_names_are_drawn_as_they_are(tmp_path):

@@ -173,7 +173,7 @@ def test_final_table_on_a_terminal(terminal):
 
 def test_by_split_keeps_training_metrics_if_nothing_was_evaluated():
     splits, rows = by_split({'train/loss': 1.0, 'train/norm': 2.0})
-    assert splits == ('train',)
+    assert splits == ['train']
     assert rows == {'loss': {'train': 1.0}, 'norm': {'train': 2.0}}
 
 
