@@ -287,8 +287,10 @@ def read_config(hub: Mapping[str, Any], where: str) -> tuple[Family, dict[str, A
     """
     kind = hub.get('model_type')
     if kind not in FAMILIES:
-        own = ', whose own code (auto_map) is never run' if 'auto_map' in hub else ''
-        raise ConfigError(f'{where}: no model_type {kind!r}{own}: {nearest(str(kind), FAMILIES)}')
+        own = '; code of its own (auto_map) is never run' if 'auto_map' in hub else ''
+        raise ConfigError(
+            f'{where}: model_type: expected one of {", ".join(FAMILIES)}, got {kind!r}{own}'
+        )
     family = FAMILIES[kind]
     for name, value in {**family.only, 'quantization_config': None}.items():
         if hub.get(name, value) != value:
@@ -309,7 +311,7 @@ def read_config(hub: Mapping[str, Any], where: str) -> tuple[Family, dict[str, A
     options['activation'] = family.activations[activation]
     if options['positions'] == 'rope':
         options |= _read_rope(hub, where)
-    return family, options | next(iter(family.heads.values()))
+    return family, {**options, **next(iter(family.heads.values()))}
 
 
 def write_config(config: Config, vocabulary: int, max_length: int) -> tuple[Family, dict[str, Any]]:
@@ -320,10 +322,11 @@ def write_config(config: Config, vocabulary: int, max_length: int) -> tuple[Fami
     config = _explicit(config, vocabulary, max_length)
     refusals = []
     for kind, family in FAMILIES.items():
-        words = {ours: theirs for theirs, ours in reversed(family.activations.items())}
+        words = {ours: theirs for theirs, ours in reversed([*family.activations.items()])}
         hub = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
         hub |= {'model_type': kind, **family.only}
-        hub[family.fields['activation']] = words.get(config.activation)
+        a_word = next(iter(family.activations))  # for an activation that it has no word for
+        hub[family.fields['activation']] = words.get(config.activation, a_word)
         if family.ours['positions'] == 'rope':
             hub |= _write_rope(config)
         for architecture, head in family.heads.items():
@@ -341,9 +344,12 @@ def write_config(config: Config, vocabulary: int, max_length: int) -> tuple[Fami
 
 def _explicit(config: Config, vocabulary: int, max_length: int) -> Config:
     """The same model with every option that follows from others spelled out, and TRAINING's not."""
-    plain = Config(layers=config.layers, width=config.width, heads=config.heads)
-    unused = () if config.head == 'tokens' else ('tied', 'head_transform', 'logit_soft_cap')
-    unused += () if config.head in ('mean', 'first', 'last') else ('pooler',)
+    plain = Config()
+    unused = [*TRAINING]
+    if config.head != 'tokens':
+        unused += ['tied', 'head_transform', 'logit_soft_cap']
+    if config.head not in ('mean', 'first', 'last'):
+        unused += ['pooler']
     return dataclasses.replace(
         config,
         kv_heads=config.key_heads,
@@ -351,17 +357,17 @@ def _explicit(config: Config, vocabulary: int, max_length: int) -> Config:
         mlp=config.hidden,
         vocab_size=vocabulary,
         max_length=max_length,
-        **{name: getattr(plain, name) for name in (*TRAINING, *unused)},
+        **{name: getattr(plain, name) for name in unused},
     )
 
 
 def _differences(config: Config, hub: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
     """The fields in which a model read from `hub` is another than `config`'s."""
     try:
-        options = read_config(hub, '')[1] | head
+        options = {**read_config(hub, '')[1], **head}
         read = schema.build(Config, options, '')
-    except ConfigError:  # an activation or a scaling that the family has no word for
-        return ['activation']
+    except ConfigError:  # rotations of an odd head size
+        return ['positions']
     read = _explicit(read, read.vocab_size or 0, read.max_length or 0)
     fields = [field.name for field in dataclasses.fields(Config)]
     return [name for name in fields if getattr(read, name) != getattr(config, name)]

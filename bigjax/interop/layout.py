@@ -114,3 +114,8 @@ def read(found: list[Part], tensors: Tensors, shape: Shape, index: Slices) -> np
         return found[0].read(tensors[found[0].name], index)
     layers = range(*index[0].indices(shape[0]))
     return np.stack([found[i].read(tensors[found[i].name], index[1:]) for i in layers])
+
+
+def layers(found: list[Part], values: np.ndarray) -> list[np.ndarray]:
+    """A leaf of ours as the values of its parts."""
+    return list(values) if found and values.ndim > len(found[0].shape) else [values]

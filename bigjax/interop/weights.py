@@ -16,7 +16,7 @@ from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError
 from bigjax.interop import gguf, layout, tensors
 from bigjax.interop.families import GGUF_PLACES, Places, read_config
-from bigjax.interop.layout import Tensors
+from bigjax.interop.layout import Slices, Tensors
 from bigjax.models import transformer
 from bigjax.models.transformer import Transformer
 from bigjax.sharding.rules import parameter_shardings
@@ -126,7 +126,7 @@ def read_all(pretrained: Pretrained, module: Transformer, mesh: Mesh | None = No
 def read_params(pretrained: Pretrained, params: Any, leaves: str = '.*') -> tuple[Any, list[str]]:
     """`params` (arrays, or shapes with shardings) with the leaves that the files hold, in place.
 
-    leaves: a pattern of paths; others stay as they are. Returns also a line for each leaf that does.
+    leaves: a pattern of paths; others stay as they are; a line says why for each.
     Raises: ConfigError; CheckpointError for a tensor of another shape where the model must have it.
     """
     wanted = trees.compile_pattern(leaves, 'config.init_from.leaves')
@@ -140,7 +140,7 @@ def read_params(pretrained: Pretrained, params: Any, leaves: str = '.*') -> tupl
             skipped.append(f'{name}: not in {pretrained.where}')
         else:
             _check_shapes(pretrained, name, parts)
-            read = partial(layout.read, parts, pretrained.tensors, leaf.shape)
+            read = _once(partial(layout.read, parts, pretrained.tensors, leaf.shape))
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
         return leaf
 
@@ -161,6 +161,19 @@ def abstract_params(module: Transformer, mesh: Mesh | None = None) -> Any:
         shapes,
         where,
     )
+
+
+def _once(read: Callable[[Slices], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """JAX asks once a device, also where several hold the same shard."""
+    shards: dict[str, np.ndarray] = {}  # slices have no hash before Python 3.12
+
+    def shard(index: Slices) -> np.ndarray:
+        key = str(index)
+        if key not in shards:
+            shards[key] = read(index)
+        return shards[key]
+
+    return shard
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
