@@ -1,4 +1,4 @@
-"""The two models that the scripts measure, and their bare jitted step."""
+"""The models that the scripts measure, and their bare jitted step."""
 
 import tempfile
 from collections.abc import Callable
@@ -29,6 +29,12 @@ CASES: dict[str, dict[str, Any]] = {
         'data': {'name': 'npz'},  # its path is that of `images`
         'train': {'batch_size': 128},
     },
+    "Transformer 4 x 128, nanoGPT's on a CPU, T 64, batch 12": {
+        'model': {'name': 'transformer', 'layers': 4, 'width': 128, 'heads': 4, 'bias': False},
+        'task': 'language_model',
+        'data': {'name': 'text', 'tokenizer': 'characters', 'sequence_length': 64},
+        'train': {'batch_size': 12},
+    },
 }
 
 
@@ -42,16 +48,30 @@ def images() -> str:
     return str(path)
 
 
+@cache
+def text() -> str:
+    """A file of random text in 65 characters, as many as in Tiny Shakespeare."""
+    rng = np.random.default_rng(0)
+    letters = np.frombuffer(bytes(range(58, 122)) + b' ', np.uint8)
+    path = Path(tempfile.mkdtemp()) / 'text.txt'
+    path.write_bytes(rng.choice(letters, 100_000).tobytes())
+    return str(path)
+
+
+FILES = {'npz': images, 'text': text}
+
+
 def case(name: str, steps: int, log_every: int) -> Config:
     """A run of that many steps without evaluation or checkpoints on the way."""
     chosen = CASES[name]
-    data = chosen['data'] | ({'path': images()} if chosen['data']['name'] == 'npz' else {})
+    kind = chosen['data']['name']
+    data = chosen['data'] | ({'path': FILES[kind]()} if kind in FILES else {})
     train = {**chosen['train'], 'steps': steps, 'log_every': log_every}
     return configs.resolve(
         {
+            'task': 'classification',
             **chosen,
             'data': data,
-            'task': 'classification',
             'train': train,
             'optimizer': {'name': 'adamw', 'learning_rate': 1e-4},
             'eval': {'every': NEVER},

@@ -69,9 +69,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     for flag, kind in (('temperature', float), ('top_k', int), ('top_p', float), ('min_p', float)):
         generate.add_argument(f'--{flag}', type=kind, help='temperature 0 is greedy')
     generate.add_argument('--stop', action='append', default=[], help='end where this appears')
-    pretrained = command('import', _import, 'make a run of a hub folder or GGUF file', workdir)
-    pretrained.add_argument('path', metavar='PATH')
-    pretrained.set_defaults(takes_overrides=True)
     export = command('export', _export, 'write the model of a run for others to use')
     export.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
     export.add_argument('--to', required=True, choices=('hf', 'safetensors', 'stablehlo'))
@@ -160,18 +157,11 @@ def _generate(arguments: argparse.Namespace, overrides: Overrides) -> None:
     )
 
 
-def _import(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    from bigjax import interop
-
-    _start_jax()
-    interop.import_run(arguments.path, arguments.workdir, overrides)
-
-
 def _export(arguments: argparse.Namespace, _: Overrides) -> None:
-    from bigjax import interop
+    from bigjax.exporting import export_run
 
     _start_jax()
-    interop.export(arguments.workdir, arguments.out, arguments.to, arguments.checkpoint)
+    export_run(arguments.workdir, arguments.out, arguments.to, arguments.checkpoint)
 
 
 def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:

@@ -162,6 +162,8 @@ class OptimizerConfig:
     decay: the kinds of parameter that weight decay reaches (kernel, embedding, bias, scale).
     clip: the global norm above which gradients are scaled down.
     groups: the first pattern that matches a parameter's path wins; together they must match all.
+    layer_decay: a block's learning rate is that of the next one times this, from the head down to
+        the embeddings.
     ema: decay of an exponential moving average of the parameters, which evaluation then uses.
     """
 
@@ -172,6 +174,7 @@ class OptimizerConfig:
     decay: tuple[Literal['kernel', 'embedding', 'bias', 'scale'], ...] = ('kernel', 'embedding')
     clip: Positive | None = None
     groups: tuple[GroupConfig, ...] = ()
+    layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0
     ema: Annotated[float, Range(above=0, below=1)] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -249,11 +252,33 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Weights of another run: leaves whose path matches `leaves` are taken, the rest is fresh."""
+    """Weights of another run, or of a hub folder or GGUF file (`bigjax.interop`).
+
+    Leaves whose path matches `leaves` are taken, the rest is fresh.
+    """
 
     run: str
     leaves: str = '.*'
     checkpoint: str = 'latest'
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of that rank for the kernels whose path matches `targets`; see `bigjax.models.lora`.
+
+    alpha: they are added times alpha / rank; None for the rank.
+    train: other parameters that still train, where a path matches.
+    """
+
+    rank: PositiveInt
+    alpha: Positive | None = None
+    targets: str = 'attention/(query|value)/kernel'
+    train: str = 'read_out'
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank."""
+        return (self.alpha or self.rank) / self.rank
 
 
 @dataclass(frozen=True)
@@ -272,6 +297,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     sinks: tuple[Literal['tensorboard', 'wandb'], ...] = ()
     init_from: InitFrom | None = None
+    lora: LoraConfig | None = None
 
 
 def resolve(values: Mapping[str, Any]) -> Config:

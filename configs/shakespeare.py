@@ -3,8 +3,8 @@
 Data:      bigjax data prepare tiny_shakespeare, or --config.data.path=FILE.txt
 Command:   bigjax train --config=configs/shakespeare.py --workdir=runs/shakespeare
 Hardware:  two CPU cores (`:gpu`: one GPU)
-Time:      3 minutes
-Score:     TODO
+Time:      2 minutes
+Score:     val loss 1.899, 2.740 bits per byte (three seeds within .001)
 """
 
 import ml_collections

@@ -83,7 +83,7 @@ def test_describe_shows_every_parameter_and_trains_nothing(config, capfd):
         (['--config.train.batch_size=4000'], 'fewer than config.train.batch_size=4000'),
         (['--config.eval.metrics=acuracy'], "no metric 'acuracy'"),
         (['--config.task.name=regression'], 'use task classification'),
-        (['--config.init_from=nowhere'], 'no checkpoints in nowhere'),
+        (['--config.init_from=nowhere'], 'nowhere: expected a hub folder'),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_78(config, tmp_path, capfd, flags, message):

@@ -14,6 +14,16 @@ from bigjax.train.build import Run, batch_spec, build
 from bigjax.train.step import train_step
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+def labelled(length, classes):
+    row = jax.ShapeDtypeStruct((length,), np.int32)
+    mask = jax.ShapeDtypeStruct((length,), bool)
+    targets = jax.ShapeDtypeStruct((), np.int32)
+    inputs = {'tokens': row, 'mask': mask}
+    return DataSpec(inputs, targets, num_classes=classes, vocab_size=8192, tokens=length)
+
+
 SPECS = {  # of data that may not be on this machine
     'fashion_mnist_cnn': DataSpec(
         jax.ShapeDtypeStruct((28, 28, 1), np.uint8),
@@ -28,6 +38,8 @@ SPECS = {  # of data that may not be on this machine
         vocab_size=65,
         tokens=64,
     ),
+    'ag_news': labelled(64, 4),
+    'sst2': labelled(40, 2),
 }
 
 

@@ -40,6 +40,7 @@ class DataSpec:
     inputs, targets: a `jax.ShapeDtypeStruct` (or a dict of them) of one row, without a batch axis.
     num_classes: for integer or one-hot targets; class_names in the order of the ids.
     vocab_size, tokens: for token sequences: distinct ids, and tokens a row.
+    special: ids of the tokenizer's bos, eos, pad, unk, cls, sep, mask, as far as there are such.
     token_bytes: [vocab_size], the bytes that each token stands for, where that is exact.
     mean, std: of uint8 images, per channel of pixels / 255; the jitted step standardises with them.
     """
@@ -51,6 +52,7 @@ class DataSpec:
     feature_names: tuple[str, ...] = ()
     vocab_size: int | None = None
     tokens: int | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
     token_bytes: np.ndarray | None = field(default=None, compare=False)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -84,6 +84,7 @@ def load(config: Config) -> Dataset:
         class_names=class_names,
         vocab_size=tokenizer.vocab_size,
         tokens=config.sequence_length,
+        special=tokenizer.special,
     )
 
     def transform(batch: Batch) -> Batch:

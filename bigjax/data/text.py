@@ -72,6 +72,7 @@ def load(config: Config) -> Dataset:
         targets=row,
         vocab_size=tokenizer.vocab_size,
         tokens=length,
+        special=tokenizer.special,
         token_bytes=tokenizer.token_bytes(),
     )
 

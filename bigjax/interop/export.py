@@ -13,19 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bigjax import components, schema, trees
-from bigjax.config import Config
+from bigjax import schema, trees
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError, EnvironmentProblem, nearest
 from bigjax.interop import layout
 from bigjax.interop.families import write_config
 from bigjax.interop.tensors import write_safetensors
-from bigjax.interop.weights import CONFIG, abstract_params, make_module
-from bigjax.models import transformer
+from bigjax.interop.weights import CONFIG
 from bigjax.models.transformer import Transformer
-from bigjax.sharding.mesh import make_mesh
-from bigjax.train import checkpoint, folder
 
 PROGRAM, SIGNATURE = 'model.stablehlo', 'signature.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -33,71 +29,28 @@ TOLERANCE = 1e-4
 
 
 class Trained(NamedTuple):
-    """A Transformer on the host; no tokenizer if it was not trained on text."""
+    """A Transformer, its parameters on the host, and the tokenizer if it was trained on text."""
 
     module: Transformer
     params: Any
     tokenizer: Tokenizer | None
 
 
-def export(run: Path, out: Path, to: str, which: str | None = None) -> None:
-    """Writes the Transformer of a run into the new folder `out`.
+def export(trained: Trained, out: Path, to: str) -> None:
+    """Writes the new folder `out`, which has another name until it is whole.
 
     to: 'hf', a folder of the hub's; 'safetensors', under our own names; 'stablehlo', a program that
-        holds its parameters. which: 'latest', 'best' or a step; the best where the run kept one.
-    Raises: ConfigError, CheckpointError.
+        holds its parameters.
+    Raises: ConfigError, CheckpointError, EnvironmentProblem.
     """
     if to not in WRITERS:
         raise ConfigError(f'--to: no format {to!r}: {nearest(to, WRITERS)}')
-    write(of_run(run, which), out, to)
-
-
-def write(trained: Trained, out: Path, to: str) -> None:
-    """As `export` does. A folder that is begun has another name until it is whole."""
     if out.exists():
         raise ConfigError(f'--out: {out} exists, and is not written over; choose another')
     partial = out.with_name(f'{out.name}.partial')
     partial.mkdir(parents=True, exist_ok=True)
     WRITERS[to](trained, partial)
     partial.rename(out)
-
-
-def of_run(workdir: Path, which: str | None = None) -> Trained:
-    """The Transformer of a run. Raises: ConfigError, CheckpointError."""
-    config = folder.saved_config(workdir)
-    if config.model.name != 'transformer':
-        raise ConfigError(f'{workdir}: only a transformer is exported, got {config.model.name}')
-    place = workdir / folder.TOKENIZER
-    tokenizer = tokenizers.load(place) if place.is_dir() else None
-    mesh = make_mesh(config.mesh)
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        which = which or ('best' if config.checkpoint.best else 'latest')
-        step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
-        shapes = checkpoint.saved_shapes(checkpoints, step)
-        module = _module(config, shapes, tokenizer)
-        params = checkpoint.restore_params(checkpoints, step, abstract_params(module, mesh))
-    return Trained(module, jax.device_get(params), tokenizer)
-
-
-def _module(config: Config, shapes: Any, tokenizer: Tokenizer | None) -> Transformer:
-    """What a config does not say, the data does; this is told by the saved shapes."""
-    options = schema.build(transformer.Config, config.model.options, 'config.model')
-    if 'params/embed/embedding' not in shapes:
-        raise ConfigError('config.model: only a transformer of tokens is exported, not of vectors')
-    vocabulary = shapes['params/embed/embedding'][0]
-    read_outs = [shapes.get(f'params/{name}') for name in ('head_bias', 'read_out/kernel')]
-    tokens = min(vocabulary, tokenizer.vocab_size) if tokenizer else vocabulary
-    outputs = next((shape[-1] for shape in read_outs if shape), tokens)
-    longest = shapes.get('params/positions/embedding', (options.max_length or _length(config),))[0]
-    return make_module(
-        dataclasses.replace(options, vocab_size=vocabulary, max_length=longest), outputs
-    )
-
-
-def _length(config: Config) -> int:
-    """Of the texts that it was trained on."""
-    data = components.find('data', config.data.name, 'config.data.name')
-    return components.build_config(data, config.data.options, 'config.data').sequence_length
 
 
 def _hf(trained: Trained, out: Path) -> None:

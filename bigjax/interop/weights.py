@@ -47,6 +47,17 @@ class Pretrained(NamedTuple):
     def vocabulary(self) -> int:
         return self.options['vocab_size']
 
+    def has(self, name: str) -> bool:
+        """Whether the module `name` of ours, outside of the blocks, is in the files."""
+        place = self.places.get(name)
+        return place is not None and f'{place.module}.weight' in self.tensors
+
+
+def is_pretrained(path: Path | str) -> bool:
+    """Whether it is for `open_pretrained` to read, or to refuse, rather than a run of ours."""
+    path = Path(path).expanduser()
+    return path.suffix in ('.gguf', *tensors.PICKLES) or not (path / 'checkpoints').is_dir()
+
 
 def open_pretrained(path: Path | str) -> Pretrained:
     """Reads what is said, and no weights yet. Raises: ConfigError, CheckpointError."""
@@ -103,22 +114,21 @@ def read_all(pretrained: Pretrained, module: Transformer, mesh: Mesh | None = No
     """The parameters of `module`. Raises: CheckpointError for what is missing or left over."""
     params = abstract_params(module, mesh)
     parts = {
-        name: layout.parts(name, leaf.shape, pretrained.places) for name, leaf in _named(params)
+        trees.path_name(path): layout.parts(trees.path_name(path), leaf.shape, pretrained.places)
+        for path, leaf in jax.tree.leaves_with_path(params)
     }
-    if lacking := [name for name, found in parts.items() if not _is_there(pretrained, found)]:
-        raise CheckpointError(
-            f'{pretrained.where}: expected a tensor for {lacking[0]}, one of {len(lacking)} that '
-            'are not in it; is config.json of this model?'
-        )
+    wrong = [line for name, found in parts.items() if (line := _lacks(pretrained, name, found))]
+    if wrong:
+        more = f'; and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+        raise CheckpointError(f'{wrong[0]}{more}; is its {CONFIG} of this model?')
     heads = {p.module for key, p in pretrained.places.items() if not key.startswith('block/')}
     known = {part.name for found in parts.values() for part in found}
     known |= {f'{module}.{end}' for module in heads for end in layout.LEAVES.values()}
-    if unknown := sorted(
-        n for n in pretrained.tensors if n not in known and not n.endswith(BUFFERS)
-    ):
+    unknown = sorted(name for name in pretrained.tensors if name not in known)
+    if unknown := [name for name in unknown if not name.endswith(BUFFERS)]:
         raise CheckpointError(
             f'{pretrained.where}: {len(unknown)} tensors are of no parameter, the first '
-            f'{unknown[0]}; is config.json of this model?'
+            f'{unknown[0]}; is its {CONFIG} of this model?'
         )
     return read_params(pretrained, params)[0]
 
@@ -126,25 +136,37 @@ def read_all(pretrained: Pretrained, module: Transformer, mesh: Mesh | None = No
 def read_params(pretrained: Pretrained, params: Any, leaves: str = '.*') -> tuple[Any, list[str]]:
     """`params` (arrays, or shapes with shardings) with the leaves that the files hold, in place.
 
-    leaves: a pattern of paths; others stay as they are; a line says why for each.
-    Raises: ConfigError; CheckpointError for a tensor of another shape where the model must have it.
+    leaves: a pattern of paths. What does not match it, is not there or has another shape there
+    stays as it is; a line says why for each. Raises: ConfigError.
     """
     wanted = trees.compile_pattern(leaves, 'config.init_from.leaves')
     skipped: list[str] = []
 
     def fill(name: str, leaf: Any) -> Any:
         parts = layout.parts(name, leaf.shape, pretrained.places)
-        if not wanted.search(name):
-            skipped.append(f'{name}: does not match {leaves!r}')
-        elif not _is_there(pretrained, parts):
-            skipped.append(f'{name}: not in {pretrained.where}')
-        else:
-            _check_shapes(pretrained, name, parts)
-            read = _once(partial(layout.read, parts, pretrained.tensors, leaf.shape))
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
-        return leaf
+        lacks = _lacks(pretrained, name, parts)
+        if lacks or not wanted.search(name):
+            skipped.append(lacks or f'{name}: does not match {leaves!r}')
+            return leaf
+        read = _once(partial(layout.read, parts, pretrained.tensors, leaf.shape))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
     return trees.map_with_name(fill, params), skipped
+
+
+def _lacks(pretrained: Pretrained, name: str, parts: list[layout.Part]) -> str | None:
+    """What keeps the leaf `name` from being read."""
+    if not parts:
+        return f'{name}: not in {pretrained.where}'
+    for part in parts:
+        if part.name not in pretrained.tensors:
+            return f'{name}: no tensor {part.name} in {pretrained.where}'
+        if (shape := pretrained.tensors[part.name].shape) != part.stored_shape:
+            return (
+                f'{name}: {part.name} has shape {shape} in {pretrained.where}, expected '
+                f'{part.stored_shape}'
+            )
+    return None
 
 
 def abstract_params(module: Transformer, mesh: Mesh | None = None) -> Any:
@@ -174,23 +196,6 @@ def _once(read: Callable[[Slices], np.ndarray]) -> Callable[[Any], np.ndarray]:
         return shards[key]
 
     return shard
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    return [(trees.path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
-
-
-def _is_there(pretrained: Pretrained, parts: list[layout.Part]) -> bool:
-    return bool(parts) and all(part.name in pretrained.tensors for part in parts)
-
-
-def _check_shapes(pretrained: Pretrained, name: str, parts: list[layout.Part]) -> None:
-    for part in parts:
-        if (shape := pretrained.tensors[part.name].shape) != part.stored_shape:
-            raise CheckpointError(
-                f'{pretrained.where}: {part.name}: expected shape {part.stored_shape} for {name}, '
-                f'got {shape}; is config.json of this model?'
-            )
 
 
 def require_tokens(pretrained: Pretrained, tokenizer: Tokenizer | None) -> None:

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from bigjax import trees
 from bigjax.config import GroupConfig
+from bigjax.errors import ConfigError
 from bigjax.optim.stacked import num_stacked
 
 KINDS = ('kernel', 'embedding', 'bias', 'scale')
@@ -36,6 +37,14 @@ def is_hidden_matrix(name: str, p: Any, axes: PartitionSpec) -> bool:
         and p.ndim - num_stacked(name, axes) >= 2
         and not set(axes) & {'input', 'output', 'vocab'}
     )
+
+
+def trained(params: Any, groups: Sequence[GroupConfig], where: str) -> Any:
+    """A tree like `params`, False where a leaf is frozen. Raises: ConfigError, if they all are."""
+    found = jax.tree.map(lambda group: group.learning_rate > 0, by_leaf(params, groups, where))
+    if not any(jax.tree.leaves(found)):
+        raise ConfigError(f'{where}: every parameter is frozen; give one a learning_rate')
+    return found
 
 
 def by_leaf(params: Any, groups: Sequence[GroupConfig], where: str) -> Any:

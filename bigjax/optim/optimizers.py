@@ -29,11 +29,11 @@ from optax import chain, contrib
 
 from bigjax import trees
 from bigjax.config import GroupConfig, OptimizerConfig
-from bigjax.errors import ConfigError
 from bigjax.optim import groups, options
 from bigjax.optim.muon import muon
 from bigjax.optim.parts import Parts, add_decayed, scale_each
 from bigjax.optim.schedules import Schedule
+from bigjax.optim.stacked import layer_factors
 from bigjax.schema import NonNegative, Positive, PositiveInt, Rate
 
 WHERE = 'config.optimizer'
@@ -255,9 +255,9 @@ def build(config: OptimizerConfig, schedule: Schedule, params: Any, axes: Any) -
     """
     entry = options.bind(OPTIMIZERS, config.name, config.options, OptimizerConfig, WHERE)
     group_of = groups.by_leaf(params, config.groups, f'{WHERE}.groups')
-    trained = jax.tree.map(lambda group: group.learning_rate > 0, group_of)
-    if not any(jax.tree.leaves(trained)):
-        raise ConfigError(f'{WHERE}.groups: every parameter is frozen; give one a learning_rate')
+    trained = groups.trained(params, config.groups, f'{WHERE}.groups')
+
+    depth = layer_factors(params, axes, config.layer_decay, f'{WHERE}.layer_decay')
 
     def masked(tree: Any) -> Any:
         return jax.tree.map(lambda keep, leaf: leaf if keep else optax.MaskedNode(), trained, tree)
@@ -276,7 +276,7 @@ def build(config: OptimizerConfig, schedule: Schedule, params: Any, axes: Any) -
     optimizer = chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
         entry(parts),
-        scale_each(masked(jax.tree.map(lambda group: group.learning_rate, group_of))),
+        scale_each(masked(jax.tree.map(lambda group, f: group.learning_rate * f, group_of, depth))),
     )
     if all(jax.tree.leaves(trained)):
         return optimizer

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from optax import GradientTransformation as Transform
 
@@ -47,9 +48,9 @@ def add_decayed(coefficients: Any) -> Transform:
 
 
 def scale_each(factors: Any) -> Transform:
-    """Multiplies each update by a factor of its own."""
+    """Multiplies each update by a factor of its own, or each layer of a stack by one (an array)."""
 
     def scale(updates: Any, params: Any) -> Any:
-        return jax.tree.map(lambda f, u: u if f == 1.0 else f * u, factors, updates)
+        return jax.tree.map(lambda f, u: u if np.all(f == 1.0) else f * u, factors, updates)
 
     return optax.stateless(scale)

@@ -3,11 +3,20 @@
 Optimizers with statistics per tensor (a norm, a row mean) would take a stack of layers for one.
 """
 
+import re
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
+
+from bigjax import trees
+from bigjax.errors import ConfigError
+
+BLOCK = re.compile(r'(?:^|[/.])block_(\d+)[/.]')
+EMBEDDING = re.compile('embed|positions|token')
+"""Names of what stands below the first block of a Transformer."""
 
 
 def num_stacked(name: str, axes: PartitionSpec) -> int:
@@ -16,6 +25,34 @@ def num_stacked(name: str, axes: PartitionSpec) -> int:
     if tuple(axes)[:count] != ('layers',) * count:
         raise ValueError(f"{name}: the axis 'layers' must come first, got {tuple(axes)}")
     return count
+
+
+def layer_factors(params: Any, axes: Any, decay: float, where: str) -> Any:
+    """Factors of learning rates that fall with the distance from the head (Clark et al. 2020, A).
+
+    decay^(L - i) for block i of L, from 0; decay^(L + 1) for what embeds tokens or patches; 1 for
+    all else. A stack of blocks has an array of them, [L, 1, ...].
+
+    Raises: ConfigError if decay < 1 and the model has no blocks.
+    """
+    if decay == 1:
+        return jax.tree.map(lambda _: 1.0, params)
+    numbers = [int(found[1]) for name in trees.names(params) if (found := BLOCK.search(name))]
+    stacks = trees.map_with_name(
+        lambda name, p, names: p.shape[0] if num_stacked(name, names) else 0, params, axes
+    )
+    count = max([*jax.tree.leaves(stacks), *(number + 1 for number in numbers)])
+    if not count:
+        raise ConfigError(f'{where}: expected 1 for a model without blocks, got {decay}')
+
+    def factor(name: str, p: Any, stack: int) -> Any:
+        if stack:
+            return decay ** np.arange(stack, 0, -1.0).reshape(-1, *(1,) * (p.ndim - 1))
+        if found := BLOCK.search(name):
+            return decay ** (count - int(found[1]))
+        return decay ** (count + 1) if EMBEDDING.match(name) else 1.0
+
+    return trees.map_with_name(factor, params, stacks)
 
 
 def per_layer(

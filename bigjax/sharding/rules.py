@@ -28,6 +28,7 @@ PARAMETER_RULES: Rules = {
     'kernel_height': (),
     'kernel_width': (),
     'norm': (),
+    'rank': (),
 }
 
 IN_USE_RULES: Rules = {

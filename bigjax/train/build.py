@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from bigjax import components, metrics
+from bigjax import components, interop, metrics
 from bigjax.config import Config, Horizon
 from bigjax.data import augment
 from bigjax.data.core import Batch, DataSpec, Splits
 from bigjax.data.load import load as load_data
 from bigjax.errors import ConfigError, DataError
+from bigjax.models import lora
 from bigjax.models.core import Model
-from bigjax.optim import optimizers, schedules
+from bigjax.optim import groups, optimizers, schedules
 from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
@@ -85,11 +86,14 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     splits = splits or load_data(config.data)
     horizon = _horizon(config, splits)
     task = build_task(config, splits.spec)
-    model = build_model(config, splits.spec, task)
-    schedule = schedules.build(config.optimizer.schedule, config.optimizer.learning_rate, horizon)
+    model, settings = build_model(config, splits.spec, task), config.optimizer
+    if config.lora is not None:
+        settings = lora.freeze(settings, config.lora)
+    schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
-    optimizer = optimizers.build(config.optimizer, schedule, params, model.axes['params'])
-    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule)
+    optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
+    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
     init = partial(states.init, model, optimizer, _has_ema(config))
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
@@ -99,6 +103,16 @@ def build(config: Config, splits: Splits | None = None) -> Run:
         shardings,
     )
     return Run(config, mesh, splits, horizon, recipe, placed, notes)
+
+
+def with_pretrained_shape(config: Config) -> Config:
+    """A run that begins from a hub folder or GGUF file has the shape of the model there, but for
+    what config.model says. Raises: ConfigError, CheckpointError."""
+    if config.init_from is None or not interop.is_pretrained(config.init_from.run):
+        return config
+    found = interop.open_pretrained(config.init_from.run)
+    options = {**found.options, 'vocab_size': found.vocabulary, **config.model.options}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
 def batch_spec(spec: DataSpec, batch_size: int) -> Batch:
@@ -148,7 +162,8 @@ def build_model(config: Config, spec: DataSpec, task: Task) -> Model:
         options = dataclasses.replace(options, vocab_size=spec.vocab_size)  # the data tells
     batch = batch_spec(spec, config.train.batch_size)
     inputs = jax.eval_shape(partial(augment.standardise, spec=spec), batch)['inputs']
-    return module.build(options, inputs, task.outputs, jnp.dtype(config.precision.compute))
+    model = module.build(options, inputs, task.outputs, jnp.dtype(config.precision.compute))
+    return model if config.lora is None else lora.adapt(model, config.lora)
 
 
 def _recipe(
@@ -158,6 +173,7 @@ def _recipe(
     model: Model,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    trained: Any,
 ) -> Recipe:
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
@@ -165,6 +181,7 @@ def _recipe(
         task=task,
         optimizer=optimizer,
         schedule=schedule,
+        trained=trained,
         standardise=partial(augment.standardise, spec=spec),
         augment=augment.build(config.data.augment, spec),
         train_groups=task.metrics(task.train_metrics),

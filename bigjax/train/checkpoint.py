@@ -1,6 +1,5 @@
 """Checkpoints: the whole state with Orbax, asynchronous, sharded, readable on any mesh."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,8 +14,6 @@ from bigjax.train.selection import sign
 from bigjax.train.state import TrainState
 
 FOLDER = 'checkpoints'
-
-log = logging.getLogger(__name__)
 
 Checkpoints: TypeAlias = ocp.training.Checkpointer
 
@@ -123,8 +120,6 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
             raise CheckpointError(f'config.init_from: nothing to load; {skipped[0]}')
         loaded = _load_part(checkpoints, step, 'params', targets)
     merged = jax.tree.map(lambda old, new: old if new is ocp.PLACEHOLDER else new, params, loaded)
-    for line in skipped:
-        log.info('init_from left fresh: %s', line)
     return merged, skipped
 
 

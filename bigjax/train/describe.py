@@ -10,14 +10,14 @@ from rich.table import Table
 from bigjax import trees
 from bigjax.config import Config
 from bigjax.models import flops
-from bigjax.train.build import Run, batch_spec, build
+from bigjax.train.build import Run, batch_spec, build, with_pretrained_shape
 from bigjax.train.progress import number
 from bigjax.train.step import train_step
 
 
 def describe(config: Config, console: Console) -> None:
     """Prints the parameter table and the sizes of a step. Raises: ConfigError, DataError."""
-    run = build(config)
+    run = build(with_pretrained_shape(config))
     console.print(parameter_table(run))
     for name, value in summary(run).items():
         console.print(f'{name:32} {value}', highlight=False, soft_wrap=True)

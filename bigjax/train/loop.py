@@ -17,14 +17,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from bigjax import metrics, schema
-from bigjax.config import Config, Duration
+from bigjax import interop, metrics, schema
+from bigjax.config import Config, Duration, InitFrom
 from bigjax.data import batches
 from bigjax.data.core import Batch
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding.mesh import process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder, outcome, selection
-from bigjax.train.build import Run, build, metric_names
+from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
@@ -40,6 +40,7 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> dict
     Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
     code.
     """
+    config = with_pretrained_shape(config)
     leads = jax.process_index() == 0
     console = console if console is not None and leads else Console(quiet=True)
     if leads:
@@ -252,8 +253,25 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | 
         return state, there[-1]
     state = run.init()
     if run.config.init_from is not None:
-        state = run.restart(state, checkpoint.init_params(run.config.init_from, state.params)[0])
+        state = run.restart(state, _initial_params(run, run.config.init_from, state.params))
     return state, None
+
+
+def _initial_params(run: Run, source: InitFrom, params: Any) -> Any:
+    """`params` with those of another run, or of the hub. Raises: ConfigError, CheckpointError."""
+    tokenizer = run.splits.tokenizer
+    if interop.is_pretrained(source.run):
+        pretrained = interop.open_pretrained(source.run)
+        interop.require_tokens(pretrained, tokenizer)
+        params, fresh = interop.read_params(pretrained, params, source.leaves)
+    else:
+        place = Path(source.run) / folder.TOKENIZER
+        if tokenizer is not None and place.is_dir():
+            folder.require_tokenizer(place, tokenizer)
+        params, fresh = checkpoint.init_params(source, params)
+    for line in fresh:
+        log.info('init_from left fresh: %s', line)
+    return params
 
 
 def _stream(run: Run, start: int) -> Generator[Batch, None, None]:

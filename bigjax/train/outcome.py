@@ -92,6 +92,8 @@ def report_split(
 def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
     """The most confident mistakes, then as many of the first rows as there is room for."""
     task, decode, spec = run.recipe.task, run.splits.decode, run.splits.spec
+    if task.corrupt is not None:
+        return []  # what it hides is not to be written on
     if task.kind == 'language_model':
         return _continuations(run, variables, source) if task.writes else []
     predictions = _predictions(run, variables, source)

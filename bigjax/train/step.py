@@ -24,6 +24,7 @@ from bigjax.train.state import TrainState
 class Recipe:
     """Everything about a step that does not change from step to step.
 
+    trained: a tree like the parameters, False for those that cost no gradient and no penalty.
     standardise: a raw batch -> what the model reads. augment: (key, batch) -> batch, training only.
     """
 
@@ -31,6 +32,7 @@ class Recipe:
     task: Task
     optimizer: optax.GradientTransformation
     schedule: Callable[[jax.Array], jax.Array]
+    trained: Any
     standardise: Callable[[Batch], Batch]
     augment: Callable[[jax.Array, Batch], Batch]
     train_groups: dict[str, MetricGroup]
@@ -44,11 +46,16 @@ def train_step(
     recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, Any]]:
     """The next state, and device values to log: scalars, and sums of the training metrics."""
-    augment_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    step_rng = jax.random.fold_in(state.rng, state.step)
+    augment_rng, model_rng = jax.random.split(step_rng)
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
+    if recipe.task.corrupt is not None:
+        batch = recipe.task.corrupt(jax.random.fold_in(step_rng, 2), batch)
     loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
-    penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, state.params)
+    trained = _trained(recipe, state.params)
+    penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, trained)
     grads = jax.tree.map(jnp.add, grads, penalty_grads)
+    grads = _filled(grads, jax.tree.map(jnp.zeros_like, state.params))
     updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -68,6 +75,8 @@ def eval_step(
 ) -> dict[str, Any]:
     """Sums over one batch: of the loss, of its weights, and of the metrics."""
     batch = recipe.standardise(batch)
+    if recipe.task.corrupt is not None:
+        batch = recipe.task.corrupt(jax.random.key(0), batch)
 
     def apply(inputs: Any) -> Any:
         return recipe.model.apply(variables, inputs, train=False)[0]
@@ -89,7 +98,7 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """Mean loss, its gradient, the new collections and metric sums, over all microbatches."""
+    """Mean loss, its gradient (None if frozen), the collections and metric sums, over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
 
@@ -97,7 +106,7 @@ def _accumulated(
         """Sums over one microbatch, over `rows` to keep numbers near one; and the collections."""
         differentiate = jax.value_and_grad(_loss_sum, argnums=1, has_aux=True)
         (loss, (weight, sums, collections)), grads = differentiate(
-            recipe, state.params, collections, batch, rng, rows
+            recipe, _trained(recipe, state.params), state.params, collections, batch, rng, rows
         )
         return collections, (loss, grads, weight, sums)
 
@@ -122,12 +131,18 @@ def _accumulated(
 
 
 def _loss_sum(
-    recipe: Recipe, params: Any, collections: Any, batch: Batch, rng: jax.Array, rows: int
+    recipe: Recipe,
+    trained: Any,
+    params: Any,
+    collections: Any,
+    batch: Batch,
+    rng: jax.Array,
+    rows: int,
 ) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
     changed: dict[str, Any] = {}
 
     def apply(inputs: Any) -> Any:
-        variables = {'params': params, **collections}
+        variables = {'params': _filled(trained, params), **collections}
         outputs, new = recipe.model.apply(variables, inputs, train=True, rngs={'dropout': rng})
         changed.update(new)
         return outputs
@@ -140,6 +155,16 @@ def _loss_sum(
         _counts(batch, found),
     )
     return _weighted_sum(found) / rows, (jnp.sum(found.weights), sums, {**collections, **changed})
+
+
+def _trained(recipe: Recipe, params: Any) -> Any:
+    """The parameters with None for those that are frozen."""
+    return jax.tree.map(lambda keep, leaf: leaf if keep else None, recipe.trained, params)
+
+
+def _filled(tree: Any, params: Any) -> Any:
+    """The tree with leaves of `params` where it has None."""
+    return jax.tree.map(lambda leaf, own: leaf if own is None else own, params, tree)
 
 
 def _weighted_sum(found: Losses) -> jax.Array:

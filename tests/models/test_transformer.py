@@ -71,6 +71,67 @@ def test_a_window_reaches_so_far_a_layer(attention):
         np.testing.assert_array_equal(seen, (abs(distance) <= 2 * layers) & ahead)
 
 
+def test_a_stride_sees_its_own_stretch_and_every_stride_th_beyond():
+    distance = np.arange(T)[:, None] - np.arange(T)
+    for attention in ('causal', 'bidirectional'):
+        seen = influence(attention=attention, stride=3, layers=1)
+        want = (abs(distance) < 3) | (distance % 3 == 0)
+        np.testing.assert_array_equal(
+            seen, want & (np.tri(T, dtype=bool) | (attention != 'causal'))
+        )
+
+
+def test_soft_caps_bound_the_logits():
+    model = build(logit_soft_cap=2.0, attention_soft_cap=1.0)
+    plain = build()
+    variables = jax.tree.map(lambda leaf: 20 * leaf, checks.random_variables(plain))
+    capped, free = (
+        checks.outputs(m, variables, TOKENS) for m in (build(logit_soft_cap=2.0), plain)
+    )
+    np.testing.assert_allclose(capped, 2 * np.tanh(free / 2), atol=1e-5)
+    assert np.abs(free).max() > 2
+    assert not np.allclose(checks.outputs(model, variables, TOKENS), capped, atol=1e-3)
+
+
+def test_query_key_norm_makes_attention_blind_to_the_size_of_its_projections():
+    model = build(query_key_norm=True, bias=False, norm='rms')
+    variables = checks.random_variables(model)
+
+    def scaled(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return 7 * leaf if "['query']" in name or "['key']" in name else leaf
+
+    larger = jax.tree_util.tree_map_with_path(scaled, variables)
+    one, two = (checks.outputs(model, given, TOKENS) for given in (variables, larger))
+    np.testing.assert_allclose(one, two, atol=1e-3)
+    plain = build(bias=False, norm='rms')
+    one, two = (checks.outputs(plain, given, TOKENS) for given in (variables, larger))
+    assert np.abs(one - two).max() > 1e-2
+
+
+def test_attention_dropout_is_of_training_only():
+    model, plain = build(attention_dropout=0.3), build()
+    variables = checks.random_variables(plain)
+    assert checks.noise_sources(model, TOKENS) == 2
+    want = checks.outputs(plain, variables, TOKENS)
+    np.testing.assert_array_equal(checks.outputs(model, variables, TOKENS), want)
+
+
+def test_one_position_can_be_read_alone():
+    at = np.array([2, 5], np.int32)
+    model = build({'tokens': TOKENS, 'at': at})
+    variables = checks.random_variables(model)
+    got = checks.outputs(model, variables, {'tokens': TOKENS, 'at': at})
+    want = checks.outputs(model, variables, {'tokens': TOKENS})
+    np.testing.assert_allclose(got[:, 0], want[[0, 1], at], atol=1e-6)
+
+
+def test_a_table_with_spare_rows_gives_no_spare_logits():
+    assert (
+        checks.outputs(m := build(vocab_size=16), checks.random_variables(m), TOKENS).shape[-1] == V
+    )
+
+
 def test_documents_do_not_see_each_other():
     segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0]] * B, np.int32)
     seen = influence(others={'segments': segments}, attention='bidirectional')

@@ -83,7 +83,9 @@ def recurrent(cell, x, params):
     return run(x, by_gate(inputs['kernel']), by_gate(inputs['bias']), by_gate(params['kernel']))
 
 
-def visible(batch, length, keys, causal=False, window=None, segments=None, key_segments=None):
+def visible(
+    batch, length, keys, causal=False, window=None, stride=None, segments=None, key_segments=None
+):
     """Bool [B, T, S]: whether query t may see key s."""
     ahead = np.arange(keys) - np.arange(length)[:, None]
     seen = np.ones((batch, length, keys), bool)
@@ -91,6 +93,8 @@ def visible(batch, length, keys, causal=False, window=None, segments=None, key_s
         seen &= ahead <= 0
     if window is not None:
         seen &= np.abs(ahead) < window
+    if stride is not None:
+        seen &= (np.abs(ahead) < stride) | (ahead % stride == 0)
     if segments is not None:
         key_segments = segments if key_segments is None else key_segments
         seen &= segments[:, :, None] == key_segments[:, None]

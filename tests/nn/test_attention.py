@@ -9,7 +9,7 @@ import pytest
 
 from bigjax.errors import ConfigError
 from bigjax.nn import attend as attention
-from bigjax.nn.attend import attend
+from bigjax.nn.attend import Dropout, attend
 from bigjax.nn.attention import Attention
 from bigjax.nn.positions import Frequencies
 from tests.nn import oracles
@@ -24,6 +24,8 @@ CASES = {
     'causal': {'causal': True},
     'window': {'window': 3},
     'causal_window': {'causal': True, 'window': 3},
+    'stride': {'stride': 3},
+    'causal_stride': {'causal': True, 'stride': 4},
     'window_of_one': {'window': 1},
     'window_of_two': {'window': 2},
     'segments': {'segments': SEGMENTS},
@@ -116,6 +118,23 @@ def test_blocks_out_of_reach_are_skipped():
     value[:, :4] = np.nan
     got = attend_jitted('chunked', query, key, value, window=1)
     assert np.isfinite(got[:, 4:]).all()
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_dropout_keeps_the_mean_and_is_the_same_again(implementation):
+    def run(query, value, seed):
+        dropout = Dropout(0.4, jax.random.key(seed))
+        options = {'causal': True, 'dropout': dropout, 'implementation': implementation}
+        return attend(query, KEY, value, **options)
+
+    draws = np.asarray(jax.jit(jax.vmap(partial(run, QUERY, VALUE)))(np.arange(3000)))
+    deviation = draws.std(0)
+    assert deviation[:, 3:].min() > 0.05
+    want = oracles.attention(QUERY, KEY, VALUE, causal=True)
+    assert (np.abs(draws.mean(0) - want) < 6 * deviation / np.sqrt(3000) + 1e-5).all()
+    # the backward pass draws the same noise: outputs are linear in the values
+    gradient = jax.grad(lambda value: run(QUERY, value, 5).sum())(VALUE)
+    np.testing.assert_allclose((gradient * VALUE).sum(), run(QUERY, VALUE, 5).sum(), rtol=1e-4)
 
 
 def test_large_logits_do_not_overflow():

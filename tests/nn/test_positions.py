@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.nn.positions import Frequencies, rotate, sinusoidal
+from bigjax.nn.positions import Frequencies, Scaling, rotate, sinusoidal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)
@@ -51,3 +51,23 @@ def test_sinusoids_against_the_paper():
         want[..., i], want[..., 3 + i] = np.sin(angle), np.cos(angle)
     got = jax.jit(sinusoidal, static_argnums=1)(jnp.asarray(positions), 6)
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_scaled_frequencies_against_the_formulas():
+    base, channels, factor = 500.0, 16, 8.0
+    plain = base ** -(np.arange(0, channels, 2) / channels)
+    linear = Frequencies(base, Scaling('linear', factor)).of(channels)
+    np.testing.assert_allclose(linear, plain / factor, rtol=1e-6)
+    scaling = Scaling('llama3', factor, low=1.0, high=4.0, original_length=32)
+    got = Frequencies(base, scaling).of(channels)
+    for ours, frequency in zip(got, plain, strict=True):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < 32 / 4:
+            want = frequency
+        elif wavelength > 32:
+            want = frequency / factor
+        else:
+            share = (32 / wavelength - 1) / (4 - 1)
+            want = (1 - share) * frequency / factor + share * frequency
+        np.testing.assert_allclose(ours, want, rtol=1e-5)
+    assert len({bool(x) for x in got == plain}) == 2
