@@ -169,10 +169,10 @@ def _import(arguments: argparse.Namespace, _: Overrides) -> None:
 
 
 def _export(arguments: argparse.Namespace, _: Overrides) -> None:
-    from bigjax.train.trained import export_run
+    from bigjax.exporting import export_run
 
     _start_jax()
-    export_run(arguments.workdir, arguments.to, arguments.out, arguments.checkpoint)
+    export_run(arguments.workdir, arguments.out, arguments.to, arguments.checkpoint)
     print(arguments.out)
 
 

@@ -1,21 +1,21 @@
 """Pretrained weights in and out: the Hugging Face hub's folders, GGUF, safetensors, StableHLO."""
 
-from bigjax.interop.export import to_hub, to_safetensors, to_stablehlo
+from bigjax.interop.export import export
 from bigjax.interop.weights import (
     is_pretrained,
     load,
+    model_options,
     open_pretrained,
     read_params,
     require_tokens,
 )
 
 __all__ = [
+    'export',
     'is_pretrained',
     'load',
+    'model_options',
     'open_pretrained',
     'read_params',
     'require_tokens',
-    'to_hub',
-    'to_safetensors',
-    'to_stablehlo',
 ]

@@ -1,197 +1,140 @@
-"""Models out: a hub folder that transformers loads, our leaves as safetensors, or StableHLO.
+"""Trained Transformers out: hub folders, plain safetensors, and StableHLO.
 
-A model belongs to a family of the hub where its config, said in the hub's words and read again, is
-the same: there is no list of what can be said.
+Shapes: B batch, T sequence.
 """
 
+import dataclasses
 import json
-import math
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import export as jax_export
-from safetensors.numpy import save_file
 
 from bigjax import schema, trees
+from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
-from bigjax.errors import CheckpointError, ConfigError
-from bigjax.interop.families import FAMILIES, Family
-from bigjax.interop.tensors import INDEX, WEIGHTS
-from bigjax.models.core import Model
-from bigjax.models.transformer import Config
+from bigjax.errors import CheckpointError, ConfigError, nearest
+from bigjax.interop import layout
+from bigjax.interop.families import write_config
+from bigjax.interop.tensors import write_safetensors
+from bigjax.interop.weights import CONFIG
+from bigjax.models.transformer import Transformer
 
-Format = Literal['hf', 'safetensors', 'stablehlo']
-SHARD_BYTES = 5 * 10**9
-TRAINING = {
-    'dropout', 'attention_dropout', 'stochastic_depth', 'attention_implementation', 'scan', 'remat',
-    'head', 'pooler', 'head_transform', 'vocab_size', 'max_length', 'kv_heads', 'head_dim', 'mlp',
-}  # fmt: skip
-"""Fields that do not change the function, or are compared by what follows from them."""
+PROGRAM, SIGNATURE = 'model.stablehlo', 'signature.json'
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+TOLERANCE = 1e-4
 
 
-def to_hub(config: Config, params: Any, tokenizer: Tokenizer | None, out: Path) -> None:
-    """Writes a folder for `AutoModel...from_pretrained`. Raises: ConfigError."""
-    params = dict(params)
-    vocabulary = len(params['embed']['embedding'])
-    table = params.get('positions')
-    longest = len(table['embedding']) if table else config.max_length or 2048
-    name, family, hub = _family(config, vocabulary, longest)
-    tensors = _joined(_hub_tensors(family, params))
-    if name == 'bert' and 'classifier.bias' in tensors:
-        hub['num_labels'] = len(tensors['classifier.bias'])
-    _new_folder(out)
-    (out / 'config.json').write_text(json.dumps(hub, indent=2))
-    _save(tensors, out)
-    if tokenizer is not None:
-        tokenizer.save(out)
+class Trained(NamedTuple):
+    """A Transformer, its parameters on the host, and the tokenizer if it was trained on text."""
+
+    module: Transformer
+    params: Any
+    tokenizer: Tokenizer | None
 
 
-def _family(config: Config, vocabulary: int, longest: int) -> tuple[str, Family, dict[str, Any]]:
-    """The family that says all of the config. Raises: ConfigError naming what none can say."""
-    closest: list[str] | None = None
-    for name, family in FAMILIES.items():
-        try:
-            hub = family.write_config(config, vocabulary, longest)
-            back = schema.build(Config, family.read_config(hub), 'config.model')
-        except ConfigError:
-            continue
-        differences = _differences(config, back)
-        if not differences:
-            return name, family, hub
-        if closest is None or len(differences) < len(closest):
-            closest = [f'{name} has {difference}' for difference in differences]
-    raise ConfigError(
-        f'no family of the hub ({", ".join(FAMILIES)}) can say config.model: '
-        f'{"; ".join((closest or ["its activation"])[:3])}; export to stablehlo or safetensors'
-    )
+def export(trained: Trained, out: Path, to: str) -> None:
+    """Writes the new folder `out`, which has another name until it is whole.
 
-
-def _differences(ours: Config, back: Config) -> list[str]:
-    lines = [
-        f'{field.name}={getattr(back, field.name)!r}, not {getattr(ours, field.name)!r}'
-        for field in fields(Config)
-        if field.name not in TRAINING and getattr(ours, field.name) != getattr(back, field.name)
-    ]
-    for name in ('key_heads', 'head_size', 'hidden'):
-        if getattr(ours, name) != getattr(back, name):
-            lines.append(f'{name}={getattr(back, name)}, not {getattr(ours, name)}')
-    encodes = back.attention == 'bidirectional'
-    heads = {
-        'none': encodes,
-        'tokens': ours.head_transform == encodes,
-        'first': encodes and ours.pooler,
-    }
-    if not heads.get(ours.head, False):
-        lines.append(f'no such head {ours.head!r}')
-    return lines
-
-
-def _hub_tensors(family: Family, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Names, with the part behind `#`, and matrices as they lie on the hub."""
-    for path, leaf in _unstacked(params):
-        layer = re.match(r'block_(\d+)/', path)
-        pattern = path.replace(layer[0], 'block_{i}/') if layer else path
-        name = family.tensors[pattern].replace('{i}', layer[1] if layer else '')
-        whole = name if name.startswith(('lm_head', 'cls.', 'classifier')) else None
-        name = whole or family.prefix + name.removeprefix(family.prefix)
-        if path.endswith('kernel'):
-            rows = math.prod(leaf.shape[:2]) if path.endswith('attention/out/kernel') else len(leaf)
-            leaf = leaf.reshape(rows, -1)
-            yield name, leaf if family.columns and layer else leaf.T
-        else:
-            yield name, leaf if path.endswith('embedding') else leaf.reshape(-1)
-
-
-def _unstacked(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in zip(trees.names(params), jax.tree.leaves(params), strict=True):
-        if path.startswith('blocks/'):
-            for index in range(len(leaf)):
-                yield path.replace('blocks/', f'block_{index}/'), np.asarray(leaf[index])
-        else:
-            yield path, np.asarray(leaf)
-
-
-def _joined(tensors: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Parts of one tensor side by side."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tensors:
-        whole, _, part = name.partition('#')
-        parts.setdefault(whole, {})[part] = array
-    return {
-        name: np.ascontiguousarray(np.concatenate([some[part] for part in sorted(some)], axis=-1))
-        for name, some in parts.items()
-    }
-
-
-def _save(tensors: Mapping[str, np.ndarray], out: Path) -> None:
-    """One file, or several of at most SHARD_BYTES with an index."""
-    files: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, array in tensors.items():
-        if size and size + array.nbytes > SHARD_BYTES:
-            files.append({})
-            size = 0
-        files[-1][name] = array
-        size += array.nbytes
-    metadata = {'format': 'pt'}
-    if len(files) == 1:
-        save_file(files[0], out / WEIGHTS, metadata)
-        return
-    where: dict[str, str] = {}
-    for index, part in enumerate(files):
-        file = f'model-{index + 1:05}-of-{len(files):05}.safetensors'
-        save_file(part, out / file, metadata)
-        where |= dict.fromkeys(part, file)
-    total = sum(array.nbytes for array in tensors.values())
-    index_text = {'metadata': {'total_size': total}, 'weight_map': where}
-    (out / INDEX).write_text(json.dumps(index_text))
-
-
-def to_safetensors(config: Any, params: Any, tokenizer: Tokenizer | None, out: Path) -> None:
-    """Writes our own leaves by their paths, and the run's config as JSON."""
-    _new_folder(out)
-    (out / 'config.json').write_text(json.dumps(schema.to_dict(config), indent=2))
-    leaves = zip(trees.names(params), jax.tree.leaves(params), strict=True)
-    _save({name: np.asarray(leaf) for name, leaf in leaves}, out)
-    if tokenizer is not None:
-        tokenizer.save(out)
-
-
-def to_stablehlo(model: Model, params: Any, length: int, out: Path) -> None:
-    """Writes `model.stablehlo`: int32 tokens [B, length], B free, to outputs; weights inside.
-
-    `jax.export.deserialize(data).call(tokens)` runs it without our code. Checked before it is kept:
-    Raises: CheckpointError if what was written computes something else.
+    to: 'hf', a folder of the hub's; 'safetensors', under our own names; 'stablehlo', a program that
+        holds its parameters.
+    Raises: ConfigError, CheckpointError, EnvironmentProblem.
     """
-    params = jax.tree.map(np.asarray, params)  # whole, in the file
-
-    def apply(tokens: Any) -> jax.Array:
-        return model.apply({'params': params}, tokens)[0]
-
-    (batch,) = jax_export.symbolic_shape('b')
-    tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
-    data = jax_export.export(jax.jit(apply))(tokens).serialize()
-    rng = np.random.default_rng(0)
-    again = jax_export.deserialize(data)
-    vocabulary = len(params['embed']['embedding'])
-    for rows in (1, 3):
-        example = rng.integers(vocabulary, size=(rows, length)).astype(np.int32)
-        error = float(np.abs(again.call(example) - apply(example)).max())
-        if not error < 1e-4:
-            raise CheckpointError(f'{out}: the exported model is {error} off; nothing was written')
-    _new_folder(out)
-    (out / 'model.stablehlo').write_bytes(data)
-    signature = {'inputs': f'int32[b, {length}]', 'outputs': str(again.out_avals[0])}
-    (out / 'signature.json').write_text(json.dumps(signature, indent=2))
+    if to not in WRITERS:
+        raise ConfigError(f'--to: no format {to!r}: {nearest(to, WRITERS)}')
+    if out.exists():
+        raise ConfigError(f'--out: {out} exists, and is not written over; choose another')
+    partial = out.with_name(f'{out.name}.partial')
+    partial.mkdir(parents=True, exist_ok=True)
+    WRITERS[to](trained, partial)
+    partial.rename(out)
 
 
-def _new_folder(out: Path) -> None:
-    """Raises: ConfigError where there is something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f'--out: {out} is there already; choose another')
-    out.mkdir(parents=True, exist_ok=True)
+def _hf(trained: Trained, out: Path) -> None:
+    module = trained.module
+    predicts = module.config.head == 'tokens'
+    tokens = module.outputs if predicts else module.vocabulary  # spare rows stay behind
+    family, hub = write_config(module.config, tokens or 0, module.max_length)
+    side_by_side: dict[str, list[np.ndarray]] = {}
+    for path, leaf in jax.tree.leaves_with_path(trained.params):
+        name, values = trees.path_name(path), np.asarray(leaf)
+        values = values[:tokens] if name == 'embed/embedding' else values
+        found = layout.parts(name, values.shape, family.places)
+        for part, layer in zip(found, layout.layers(found, values), strict=True):
+            side_by_side.setdefault(part.name, [np.empty(0)] * part.place.parts)
+            side_by_side[part.name][part.place.part] = part.written(layer)
+    tensors = {name: np.concatenate(parts, axis=-1) for name, parts in side_by_side.items()}
+    write_safetensors(out, tensors)
+    if module.config.head not in ('tokens', 'none'):
+        labels = {str(i): f'LABEL_{i}' for i in range(module.outputs)}
+        hub |= {'id2label': labels, 'label2id': {label: int(i) for i, label in labels.items()}}
+    special = trained.tokenizer.special if trained.tokenizer else {}
+    hub |= {f'{role}_token_id': special.get(role) for role in ('bos', 'eos', 'pad')}
+    hub |= {'dtype': 'float32', 'torch_dtype': 'float32'}
+    _write_json(out / CONFIG, hub)
+    if trained.tokenizer is not None:
+        trained.tokenizer.save(out)
+        settings = json.loads((out / tokenizers.CONFIG).read_text())
+        # else the hub takes the family's own class, which may cut text in another way
+        settings.setdefault('tokenizer_class', 'PreTrainedTokenizerFast')
+        _write_json(out / tokenizers.CONFIG, settings)
+
+
+def _safetensors(trained: Trained, out: Path) -> None:
+    leaves = jax.tree.leaves_with_path(trained.params)
+    write_safetensors(out, {trees.path_name(path): np.asarray(leaf) for path, leaf in leaves})
+    module = trained.module
+    model = {'name': 'transformer', **schema.to_dict(module.config)}
+    _write_json(out / CONFIG, {'model': model, 'outputs': module.outputs})
+    if trained.tokenizer is not None:
+        trained.tokenizer.save(out)
+
+
+def _stablehlo(trained: Trained, out: Path) -> None:
+    """Raises: CheckpointError if what was written computes something else."""
+    config = dataclasses.replace(trained.module.config, attention_implementation='dense')
+    module = trained.module.clone(config=config)
+    masked = config.attention == 'bidirectional'
+
+    def apply(tokens: Any, *mask: Any) -> Any:
+        inputs = {'tokens': tokens, 'mask': mask[0]} if masked else tokens
+        return module.apply({'params': trained.params}, inputs)
+
+    batch, length = jax.export.symbolic_shape('batch, length')
+    shapes = [jax.ShapeDtypeStruct((batch, length), dtype) for dtype in (np.int32, bool)]
+    program = jax.export.export(jax.jit(apply), platforms=PLATFORMS)(*shapes[: 1 + masked])
+    (out / PROGRAM).write_bytes(program.serialize())
+    again = jax.export.deserialize(bytearray((out / PROGRAM).read_bytes()))
+    for shape in ((1, 2), (3, min(5, module.max_length))):
+        tokens = np.arange(np.prod(shape), dtype=np.int32).reshape(shape) % module.outputs
+        inputs = [tokens, tokens % 3 < 2][: 1 + masked]
+        off = float(abs(again.call(*inputs) - apply(*inputs)).max())
+        if not off < TOLERANCE:
+            raise CheckpointError(f'{out / PROGRAM} is {off:g} off on tokens {shape}; report this')
+    _write_json(
+        out / SIGNATURE,
+        {
+            'inputs': [str(aval) for aval in program.in_avals],
+            'outputs': [str(aval) for aval in program.out_avals],
+            'names': ['tokens', 'mask'][: 1 + masked],
+            'max_length': module.max_length,
+            'platforms': PLATFORMS,
+            'jax': jax.__version__,
+            'call': "jax.export.deserialize(bytearray(open('model.stablehlo', 'rb').read())).call",
+        },
+    )
+    if trained.tokenizer is not None:
+        trained.tokenizer.save(out)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2))
+
+
+WRITERS: dict[str, Callable[[Trained, Path], None]] = {
+    'hf': _hf,
+    'safetensors': _safetensors,
+    'stablehlo': _stablehlo,
+}

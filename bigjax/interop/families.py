@@ -1,311 +1,398 @@
-"""The families of models on the Hugging Face hub, as configs and as names of tensors.
+"""The families of the hub that our Transformer can be, each one table read in both directions.
 
-A family is one table from our parameters to the hub's tensors, read in both directions. `{i}` is
-the layer. `name#k` is the k-th third of a tensor's columns: GPT-2 keeps query, key and value side
-by side.
+A family says where every parameter of ours lies in its files, and which field of its config.json
+holds which option of ours. What a family always is, is in `ours`; what its config may say beyond,
+in only one way that we can follow, is in `only`.
+
+The tables follow the modules of transformers 5 and, for GGUF, the names of llama.cpp.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from bigjax import schema
 from bigjax.errors import ConfigError, nearest
 from bigjax.models.transformer import Config
 
-Options = dict[str, Any]
 
-ACTIVATIONS = {
-    'gelu': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
-    'relu': 'relu',
-    'silu': 'silu',
-}
+@dataclass(frozen=True)
+class Place:
+    """Where the parameters of one of our modules lie in a file.
+
+    module: its name there; {} stands for the number of the layer.
+    transposed: its matrices are [out, in], as torch's Linear has them; ours are [in, out].
+    part, parts: it is one of several that lie side by side along `out`.
+    paired: channels that are rotated together are neighbours, not half a head apart.
+    """
+
+    module: str
+    transposed: bool = True
+    part: int = 0
+    parts: int = 1
+    paired: bool = False
+
+
+Places = Mapping[str, Place]
+"""By our module: 'embed', and 'block/mlp' for the one of each layer."""
 
 
 @dataclass(frozen=True)
 class Family:
+    """prefix: of all but the heads' names, left out where a file holds a model without a head.
+
+    heads: by architecture the options of ours that make it; the first is what is read.
+    fields: by option of ours the field of config.json.
+    missing: what a field is where config.json leaves it out.
+    activations: by name on the hub.
     """
-    read_config: a hub config -> the options of our model, its head included.
-    write_config: our config and the number of tokens -> what describes it on the hub.
-    tensors: our leaf -> the hub's name. prefix: what a hub name may begin with, or not.
-    columns: kernels lie on the hub as [in, out] (GPT-2's Conv1D); elsewhere as [out, in].
-    ignored: ends of names that hold no parameters.
-    """
 
-    read_config: Callable[[Mapping[str, Any]], Options]
-    write_config: Callable[[Config, int, int], dict[str, Any]]
-    tensors: Mapping[str, str]
-    prefix: str = ''
-    columns: bool = False
-    ignored: tuple[str, ...] = ('position_ids', 'rotary_emb.inv_freq')
+    places: Places
+    prefix: str
+    heads: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, str]
+    ours: Mapping[str, Any]
+    activations: Mapping[str, str]
+    missing: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _require(hub: Mapping[str, Any], **expected: Any) -> None:
-    """Raises: ConfigError where a field that changes the function has another value."""
-    for name, value in expected.items():
-        if hub.get(name, value) != value:
-            raise ConfigError(
-                f'config.json, {name}: expected {value!r}, got {hub[name]!r}, which is not '
-                'supported; choose another model'
-            )
+def _places(inner: str, modules: Mapping[str, str | Place]) -> Places:
+    """`inner` goes before the names of modules of a block."""
+    places = {}
+    for ours, place in modules.items():
+        place = Place(place) if isinstance(place, str) else place
+        before = inner if ours.startswith('block/') else ''
+        places[ours] = dataclasses.replace(place, module=before + place.module)
+    return places
 
 
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f'config.json: no activation {name!r}; {nearest(name, ACTIVATIONS)}')
-    return ACTIVATIONS[name]
-
-
-def _hub_activation(config: Config) -> str:
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    if config.activation not in names:
-        raise ConfigError(f'config.model.activation: the hub has no {config.activation!r} there')
-    return names[config.activation]
-
-
-def _gpt2_options(hub: Mapping[str, Any]) -> Options:
-    _require(
-        hub,
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        add_cross_attention=False,
-    )
-    return {
-        'layers': hub['n_layer'],
-        'width': hub['n_embd'],
-        'heads': hub['n_head'],
-        'mlp': hub.get('n_inner') or 4 * hub['n_embd'],
-        'activation': _activation(hub.get('activation_function', 'gelu_new')),
-        'norm_epsilon': hub.get('layer_norm_epsilon', 1e-5),
-        'max_length': hub['n_positions'],
-        'tied': hub.get('tie_word_embeddings', True),
-    }
-
-
-def _gpt2_config(config: Config, vocabulary: int, max_length: int) -> dict[str, Any]:
-    return {
-        'model_type': 'gpt2',
-        'architectures': ['GPT2LMHeadModel'],
-        'n_layer': config.layers,
-        'n_embd': config.width,
-        'n_head': config.heads,
-        'n_inner': config.hidden,
-        'n_positions': max_length,
-        'activation_function': _hub_activation(config),
-        'layer_norm_epsilon': config.norm_epsilon,
-        'vocab_size': vocabulary,
-        'tie_word_embeddings': config.tied,
-    }
+def _conv(module: str, part: int = 0, parts: int = 1) -> Place:
+    """GPT-2's Conv1D, whose matrices are [in, out] as ours are."""
+    return Place(module, False, part, parts)
 
 
 GPT2 = Family(
-    _gpt2_options,
-    _gpt2_config,
-    {
-        'embed/embedding': 'wte.weight',
-        'positions/embedding': 'wpe.weight',
-        'block_{i}/attention_norm/scale': 'h.{i}.ln_1.weight',
-        'block_{i}/attention_norm/bias': 'h.{i}.ln_1.bias',
-        'block_{i}/attention/query/kernel': 'h.{i}.attn.c_attn.weight#0',
-        'block_{i}/attention/query/bias': 'h.{i}.attn.c_attn.bias#0',
-        'block_{i}/attention/key/kernel': 'h.{i}.attn.c_attn.weight#1',
-        'block_{i}/attention/key/bias': 'h.{i}.attn.c_attn.bias#1',
-        'block_{i}/attention/value/kernel': 'h.{i}.attn.c_attn.weight#2',
-        'block_{i}/attention/value/bias': 'h.{i}.attn.c_attn.bias#2',
-        'block_{i}/attention/out/kernel': 'h.{i}.attn.c_proj.weight',
-        'block_{i}/attention/out/bias': 'h.{i}.attn.c_proj.bias',
-        'block_{i}/mlp_norm/scale': 'h.{i}.ln_2.weight',
-        'block_{i}/mlp_norm/bias': 'h.{i}.ln_2.bias',
-        'block_{i}/mlp/dense/kernel': 'h.{i}.mlp.c_fc.weight',
-        'block_{i}/mlp/dense/bias': 'h.{i}.mlp.c_fc.bias',
-        'block_{i}/mlp_out/kernel': 'h.{i}.mlp.c_proj.weight',
-        'block_{i}/mlp_out/bias': 'h.{i}.mlp.c_proj.bias',
-        'final_norm/scale': 'ln_f.weight',
-        'final_norm/bias': 'ln_f.bias',
-        'read_out/kernel': 'lm_head.weight',
-    },
+    places=_places(
+        'transformer.h.{}.',
+        {
+            'embed': 'transformer.wte',
+            'positions': 'transformer.wpe',
+            'block/attention_norm': 'ln_1',
+            'block/attention/query': _conv('attn.c_attn', 0, 3),
+            'block/attention/key': _conv('attn.c_attn', 1, 3),
+            'block/attention/value': _conv('attn.c_attn', 2, 3),
+            'block/attention/out': _conv('attn.c_proj'),
+            'block/mlp_norm': 'ln_2',
+            'block/mlp/dense': _conv('mlp.c_fc'),
+            'block/mlp_out': _conv('mlp.c_proj'),
+            'final_norm': 'transformer.ln_f',
+            'read_out': 'lm_head',
+        },
+    ),
     prefix='transformer.',
-    columns=True,
-    ignored=('.attn.bias', '.attn.masked_bias'),
-)
-
-
-def _llama_options(hub: Mapping[str, Any]) -> Options:
-    _require(hub, attention_bias=False, mlp_bias=False, hidden_act='silu', pretraining_tp=1)
-    rope = hub.get('rope_parameters') or {
-        'rope_theta': hub.get('rope_theta', 10_000.0),
-        **(hub.get('rope_scaling') or {}),
-    }
-    return {
-        'layers': hub['num_hidden_layers'],
-        'width': hub['hidden_size'],
-        'heads': hub['num_attention_heads'],
-        'kv_heads': hub.get('num_key_value_heads') or hub['num_attention_heads'],
-        'head_dim': hub.get('head_dim'),
-        'mlp': hub['intermediate_size'],
-        'activation': 'swiglu',
-        'norm': 'rms',
-        'norm_epsilon': hub.get('rms_norm_eps', 1e-6),
-        'bias': False,
-        'positions': 'rope',
-        'rope_base': float(rope['rope_theta']),
-        'rope_scaling': _scaling(rope),
-        'tied': hub.get('tie_word_embeddings', False),
-    }
-
-
-def _scaling(rope: Mapping[str, Any]) -> Options | None:
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind == 'default':
-        return None
-    if kind == 'linear':
-        return {'kind': 'linear', 'factor': float(rope['factor'])}
-    if kind != 'llama3':
-        raise ConfigError(
-            f'config.json: rope type {kind!r} is not supported; expected default, linear or llama3'
-        )
-    return {
-        'kind': 'llama3',
-        'factor': float(rope['factor']),
-        'low': float(rope['low_freq_factor']),
-        'high': float(rope['high_freq_factor']),
-        'original_length': rope['original_max_position_embeddings'],
-    }
-
-
-def _llama_config(config: Config, vocabulary: int, max_length: int) -> dict[str, Any]:
-    rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': config.rope_base}
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        rope |= {'rope_type': scaling.kind, 'factor': scaling.factor}
-        if scaling.kind == 'llama3':
-            rope |= {
-                'low_freq_factor': scaling.low,
-                'high_freq_factor': scaling.high,
-                'original_max_position_embeddings': scaling.original_length,
-            }
-    return {
-        'model_type': 'llama',
-        'architectures': ['LlamaForCausalLM'],
-        'num_hidden_layers': config.layers,
-        'hidden_size': config.width,
-        'num_attention_heads': config.heads,
-        'num_key_value_heads': config.key_heads,
-        'head_dim': config.head_size,
-        'intermediate_size': config.hidden,
-        'hidden_act': 'silu',
-        'rms_norm_eps': config.norm_epsilon,
-        'max_position_embeddings': max_length,
-        'rope_parameters': rope,
-        'vocab_size': vocabulary,
-        'tie_word_embeddings': config.tied,
-    }
-
-
-LLAMA = Family(
-    _llama_options,
-    _llama_config,
-    {
-        'embed/embedding': 'model.embed_tokens.weight',
-        'block_{i}/attention_norm/scale': 'model.layers.{i}.input_layernorm.weight',
-        'block_{i}/attention/query/kernel': 'model.layers.{i}.self_attn.q_proj.weight',
-        'block_{i}/attention/key/kernel': 'model.layers.{i}.self_attn.k_proj.weight',
-        'block_{i}/attention/value/kernel': 'model.layers.{i}.self_attn.v_proj.weight',
-        'block_{i}/attention/out/kernel': 'model.layers.{i}.self_attn.o_proj.weight',
-        'block_{i}/mlp_norm/scale': 'model.layers.{i}.post_attention_layernorm.weight',
-        'block_{i}/mlp/gate/kernel': 'model.layers.{i}.mlp.gate_proj.weight',
-        'block_{i}/mlp/dense/kernel': 'model.layers.{i}.mlp.up_proj.weight',
-        'block_{i}/mlp_out/kernel': 'model.layers.{i}.mlp.down_proj.weight',
-        'final_norm/scale': 'model.norm.weight',
-        'read_out/kernel': 'lm_head.weight',
+    heads={'GPT2LMHeadModel': {'head': 'tokens'}, 'GPT2Model': {'head': 'none'}},
+    fields={
+        'layers': 'n_layer',
+        'width': 'n_embd',
+        'heads': 'n_head',
+        'mlp': 'n_inner',
+        'activation': 'activation_function',
+        'norm_epsilon': 'layer_norm_epsilon',
+        'tied': 'tie_word_embeddings',
+        'vocab_size': 'vocab_size',
+        'max_length': 'n_positions',
+    },
+    ours={'positions': 'learned'},
+    activations={
+        'gelu_new': 'gelu_tanh',
+        'gelu_pytorch_tanh': 'gelu_tanh',
+        'gelu': 'gelu',
+        'relu': 'relu',
+        'silu': 'silu',
+        'tanh': 'tanh',
+    },
+    missing={
+        'n_inner': None,
+        'activation_function': 'gelu_new',
+        'layer_norm_epsilon': 1e-5,
+        'tie_word_embeddings': True,
+    },
+    only={
+        'scale_attn_weights': True,
+        'scale_attn_by_inverse_layer_idx': False,
+        'add_cross_attention': False,
     },
 )
-
-
-def _bert_options(hub: Mapping[str, Any]) -> Options:
-    _require(hub, position_embedding_type='absolute', is_decoder=False, add_cross_attention=False)
-    return {
-        'layers': hub['num_hidden_layers'],
-        'width': hub['hidden_size'],
-        'heads': hub['num_attention_heads'],
-        'mlp': hub['intermediate_size'],
-        'activation': _activation(hub.get('hidden_act', 'gelu')),
-        'norm_position': 'post',
-        'norm_epsilon': hub.get('layer_norm_eps', 1e-12),
-        'attention': 'bidirectional',
-        'embedding_norm': True,
-        'token_types': hub.get('type_vocab_size', 2),
-        'max_length': hub['max_position_embeddings'],
-        'vocab_size': hub['vocab_size'],
-        'head': 'none',
-    }
-
-
-def _bert_config(config: Config, vocabulary: int, max_length: int) -> dict[str, Any]:
-    heads = {'none': 'BertModel', 'tokens': 'BertForMaskedLM'}
-    return {
-        'model_type': 'bert',
-        'architectures': [heads.get(config.head, 'BertForSequenceClassification')],
-        'num_hidden_layers': config.layers,
-        'hidden_size': config.width,
-        'num_attention_heads': config.heads,
-        'intermediate_size': config.hidden,
-        'hidden_act': _hub_activation(config),
-        'layer_norm_eps': config.norm_epsilon,
-        'max_position_embeddings': max_length,
-        'type_vocab_size': config.token_types,
-        'vocab_size': config.vocab_size or vocabulary,
-    }
-
 
 BERT = Family(
-    _bert_options,
-    _bert_config,
-    {
-        'embed/embedding': 'bert.embeddings.word_embeddings.weight',
-        'positions/embedding': 'bert.embeddings.position_embeddings.weight',
-        'token_types/embedding': 'bert.embeddings.token_type_embeddings.weight',
-        'embedding_norm/scale': 'bert.embeddings.LayerNorm.weight',
-        'embedding_norm/bias': 'bert.embeddings.LayerNorm.bias',
-        **{
-            f'block_{{i}}/{ours}/{leaf}': f'bert.encoder.layer.{{i}}.{theirs}.{name}'
-            for ours, theirs, leaves in (
-                ('attention/query', 'attention.self.query', ('kernel', 'bias')),
-                ('attention/key', 'attention.self.key', ('kernel', 'bias')),
-                ('attention/value', 'attention.self.value', ('kernel', 'bias')),
-                ('attention/out', 'attention.output.dense', ('kernel', 'bias')),
-                ('attention_norm', 'attention.output.LayerNorm', ('scale', 'bias')),
-                ('mlp/dense', 'intermediate.dense', ('kernel', 'bias')),
-                ('mlp_out', 'output.dense', ('kernel', 'bias')),
-                ('mlp_norm', 'output.LayerNorm', ('scale', 'bias')),
-            )
-            for leaf, name in zip(leaves, ('weight', 'bias'), strict=True)
+    places=_places(
+        'bert.encoder.layer.{}.',
+        {
+            'embed': 'bert.embeddings.word_embeddings',
+            'positions': 'bert.embeddings.position_embeddings',
+            'token_types': 'bert.embeddings.token_type_embeddings',
+            'embedding_norm': 'bert.embeddings.LayerNorm',
+            'block/attention/query': 'attention.self.query',
+            'block/attention/key': 'attention.self.key',
+            'block/attention/value': 'attention.self.value',
+            'block/attention/out': 'attention.output.dense',
+            'block/attention_norm': 'attention.output.LayerNorm',
+            'block/mlp/dense': 'intermediate.dense',
+            'block/mlp_out': 'output.dense',
+            'block/mlp_norm': 'output.LayerNorm',
+            'pooler': 'bert.pooler.dense',
+            'head': 'cls.predictions.transform.dense',
+            'head_norm': 'cls.predictions.transform.LayerNorm',
+            '': 'cls.predictions',  # of head_bias
+            'read_out': 'classifier',
         },
-        'pooler/kernel': 'bert.pooler.dense.weight',
-        'pooler/bias': 'bert.pooler.dense.bias',
-        'head/kernel': 'cls.predictions.transform.dense.weight',
-        'head/bias': 'cls.predictions.transform.dense.bias',
-        'head_norm/scale': 'cls.predictions.transform.LayerNorm.weight',
-        'head_norm/bias': 'cls.predictions.transform.LayerNorm.bias',
-        'head_bias': 'cls.predictions.bias',
-        'read_out/kernel': 'classifier.weight',
-        'read_out/bias': 'classifier.bias',
-    },
+    ),
     prefix='bert.',
-    ignored=('position_ids', 'seq_relationship.weight', 'seq_relationship.bias'),
+    heads={
+        'BertModel': {'head': 'none'},
+        'BertForMaskedLM': {'head': 'tokens', 'head_transform': True},
+        'BertForSequenceClassification': {'head': 'first', 'pooler': True},
+    },
+    fields={
+        'layers': 'num_hidden_layers',
+        'width': 'hidden_size',
+        'heads': 'num_attention_heads',
+        'mlp': 'intermediate_size',
+        'activation': 'hidden_act',
+        'norm_epsilon': 'layer_norm_eps',
+        'token_types': 'type_vocab_size',
+        'tied': 'tie_word_embeddings',
+        'vocab_size': 'vocab_size',
+        'max_length': 'max_position_embeddings',
+    },
+    ours={
+        'attention': 'bidirectional',
+        'positions': 'learned',
+        'norm_position': 'post',
+        'embedding_norm': True,
+    },
+    activations=GPT2.activations,
+    missing={'layer_norm_eps': 1e-12, 'tie_word_embeddings': True},
+    only={
+        'position_embedding_type': 'absolute',
+        'is_decoder': False,
+        'add_cross_attention': False,
+    },
 )
 
-FAMILIES = {'gpt2': GPT2, 'llama': LLAMA, 'bert': BERT}
+LLAMA = Family(
+    places=_places(
+        'model.layers.{}.',
+        {
+            'embed': 'model.embed_tokens',
+            'block/attention_norm': 'input_layernorm',
+            'block/attention/query': 'self_attn.q_proj',
+            'block/attention/query_norm': 'self_attn.q_norm',
+            'block/attention/key': 'self_attn.k_proj',
+            'block/attention/key_norm': 'self_attn.k_norm',
+            'block/attention/value': 'self_attn.v_proj',
+            'block/attention/out': 'self_attn.o_proj',
+            'block/mlp_norm': 'post_attention_layernorm',
+            'block/mlp/gate': 'mlp.gate_proj',
+            'block/mlp/dense': 'mlp.up_proj',
+            'block/mlp_out': 'mlp.down_proj',
+            'final_norm': 'model.norm',
+            'read_out': 'lm_head',
+        },
+    ),
+    prefix='model.',
+    heads={'LlamaForCausalLM': {'head': 'tokens'}, 'LlamaModel': {'head': 'none'}},
+    fields={
+        'layers': 'num_hidden_layers',
+        'width': 'hidden_size',
+        'heads': 'num_attention_heads',
+        'kv_heads': 'num_key_value_heads',
+        'head_dim': 'head_dim',
+        'mlp': 'intermediate_size',
+        'activation': 'hidden_act',
+        'norm_epsilon': 'rms_norm_eps',
+        'tied': 'tie_word_embeddings',
+        'vocab_size': 'vocab_size',
+        'max_length': 'max_position_embeddings',
+    },
+    ours={'positions': 'rope', 'norm': 'rms', 'bias': False},
+    activations={'silu': 'swiglu', 'gelu': 'geglu'},
+    missing={
+        'num_key_value_heads': None,
+        'head_dim': None,
+        'rms_norm_eps': 1e-6,
+        'tie_word_embeddings': False,
+    },
+    only={'attention_bias': False, 'mlp_bias': False},
+)
+
+FAMILIES = {
+    'gpt2': GPT2,
+    'bert': BERT,
+    'llama': LLAMA,
+    'mistral': dataclasses.replace(
+        LLAMA,
+        heads={'MistralForCausalLM': {'head': 'tokens'}, 'MistralModel': {'head': 'none'}},
+        fields={**LLAMA.fields, 'window': 'sliding_window'},
+        missing={**LLAMA.missing, 'num_key_value_heads': 8, 'sliding_window': 4096},
+    ),
+    'qwen3': dataclasses.replace(
+        LLAMA,
+        heads={'Qwen3ForCausalLM': {'head': 'tokens'}, 'Qwen3Model': {'head': 'none'}},
+        ours={**LLAMA.ours, 'query_key_norm': True},
+        missing={**LLAMA.missing, 'head_dim': 128},
+        only={'attention_bias': False, 'use_sliding_window': False},
+    ),
+}
+
+GGUF_PLACES = _places(
+    'blk.{}.',
+    {
+        'embed': 'token_embd',
+        'block/attention_norm': 'attn_norm',
+        'block/attention/query': Place('attn_q', paired=True),
+        'block/attention/key': Place('attn_k', paired=True),
+        'block/attention/value': 'attn_v',
+        'block/attention/out': 'attn_output',
+        'block/mlp_norm': 'ffn_norm',
+        'block/mlp/gate': 'ffn_gate',
+        'block/mlp/dense': 'ffn_up',
+        'block/mlp_out': 'ffn_down',
+        'final_norm': 'output_norm',
+        'read_out': 'output',
+    },
+)
+"""Of architecture llama."""
+
+ROPE_SCALING = {
+    'factor': 'factor',
+    'low': 'low_freq_factor',
+    'high': 'high_freq_factor',
+    'original_length': 'original_max_position_embeddings',
+}
+ROPE_KINDS = {'linear': ('factor',), 'llama3': tuple(ROPE_SCALING)}
+
+TRAINING = (
+    'dropout', 'attention_dropout', 'stochastic_depth', 'attention_implementation', 'scan', 'remat',
+)  # fmt: skip
+"""Options that change how a model is trained or computed, not what it is."""
 
 
-def of_hub(hub: Mapping[str, Any], where: str) -> Family:
-    """The family that a config.json names. Raises: ConfigError."""
+def read_config(hub: Mapping[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+    """The family of a config.json and the options of our model, with its first head.
+
+    Raises: ConfigError naming what is not supported.
+    """
     kind = hub.get('model_type')
     if kind not in FAMILIES:
-        code = '; code of a model (auto_map) is never run' if 'auto_map' in hub else ''
+        own = '; code of its own (auto_map) is never run' if 'auto_map' in hub else ''
         raise ConfigError(
-            f'{where}: model_type {kind!r} is not supported; expected one of '
-            f'{", ".join(FAMILIES)}{code}'
+            f'{where}: model_type: expected one of {", ".join(FAMILIES)}, got {kind!r}{own}'
         )
-    return FAMILIES[kind]
+    family = FAMILIES[kind]
+    for name, value in {**family.only, 'quantization_config': None}.items():
+        if hub.get(name, value) != value:
+            raise ConfigError(
+                f'{where}: {name}: expected {value!r}, got {hub[name]!r}, which is not supported'
+            )
+    options = dict(family.ours)
+    for ours, theirs in family.fields.items():
+        if theirs not in hub and theirs not in family.missing:
+            raise ConfigError(f'{where}: {theirs}: expected a value, got none')
+        options[ours] = hub.get(theirs, family.missing.get(theirs))
+    activation = options['activation']
+    if activation not in family.activations:
+        raise ConfigError(
+            f'{where}: {family.fields["activation"]}: no {activation!r}: '
+            f'{nearest(str(activation), family.activations)}'
+        )
+    options['activation'] = family.activations[activation]
+    if options['positions'] == 'rope':
+        options |= _read_rope(hub, where)
+    return family, {**options, **next(iter(family.heads.values()))}
+
+
+def write_config(config: Config, vocabulary: int, max_length: int) -> tuple[Family, dict[str, Any]]:
+    """The family that has models of this config, and its config.json.
+
+    Raises: ConfigError naming the fields by which the nearest family differs.
+    """
+    config = _explicit(config, vocabulary, max_length)
+    refusals = []
+    for kind, family in FAMILIES.items():
+        words = {ours: theirs for theirs, ours in reversed([*family.activations.items()])}
+        hub = {theirs: getattr(config, ours) for ours, theirs in family.fields.items()}
+        hub |= {'model_type': kind, **family.only}
+        a_word = next(iter(family.activations))  # for an activation that it has no word for
+        hub[family.fields['activation']] = words.get(config.activation, a_word)
+        if family.ours['positions'] == 'rope':
+            hub |= _write_rope(config)
+        for architecture, head in family.heads.items():
+            different = _differences(config, hub, head)
+            if not different:
+                return family, {**hub, 'architectures': [architecture]}
+            refusals.append((len(different), kind, different))
+    _, kind, different = min(refusals)
+    said = ', '.join(f'{name}={getattr(config, name)!r}' for name in different)
+    raise ConfigError(
+        f'config.model: no family of the hub has {said} (the nearest is {kind}); export to '
+        'safetensors or stablehlo'
+    )
+
+
+def _explicit(config: Config, vocabulary: int, max_length: int) -> Config:
+    """The same model with every option that follows from others spelled out, and TRAINING's not."""
+    plain = Config()
+    unused = [*TRAINING]
+    if config.head != 'tokens':
+        unused += ['tied', 'head_transform', 'logit_soft_cap']
+    if config.head not in ('mean', 'first', 'last'):
+        unused += ['pooler']
+    return dataclasses.replace(
+        config,
+        kv_heads=config.key_heads,
+        head_dim=config.head_size,
+        mlp=config.hidden,
+        vocab_size=vocabulary,
+        max_length=max_length,
+        **{name: getattr(plain, name) for name in unused},
+    )
+
+
+def _differences(config: Config, hub: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
+    """The fields in which a model read from `hub` is another than `config`'s."""
+    try:
+        options = {**read_config(hub, '')[1], **head}
+        read = schema.build(Config, options, '')
+    except ConfigError:  # rotations of an odd head size
+        return ['positions']
+    read = _explicit(read, read.vocab_size or 0, read.max_length or 0)
+    fields = [field.name for field in dataclasses.fields(Config)]
+    return [name for name in fields if getattr(read, name) != getattr(config, name)]
+
+
+def _read_rope(hub: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """transformers 5 has all of it in rope_parameters, older configs the base beside the rest."""
+    said = hub.get('rope_parameters') or hub.get('rope_scaling') or {}
+    kind = said.get('rope_type', said.get('type', 'default'))
+    base = said.get('rope_theta', hub.get('rope_theta', 10_000.0))
+    if kind not in ('default', *ROPE_KINDS):
+        known = ', '.join(('default', *ROPE_KINDS))
+        raise ConfigError(f'{where}: rope type: expected one of {known}, got {kind!r}')
+    if kind == 'default':
+        return {'rope_base': base, 'rope_scaling': None}
+    names = {ours: ROPE_SCALING[ours] for ours in ROPE_KINDS[kind]}
+    if lacking := names.values() - said.keys():
+        raise ConfigError(f'{where}: rope type {kind}: expected {sorted(lacking)[0]}, got none')
+    scaling = {ours: said[theirs] for ours, theirs in names.items()}
+    return {'rope_base': base, 'rope_scaling': {'kind': kind, **scaling}}
+
+
+def _write_rope(config: Config) -> dict[str, Any]:
+    said: dict[str, Any] = {'rope_type': 'default', 'rope_theta': config.rope_base}
+    if (scaling := config.rope_scaling) is not None:
+        said['rope_type'] = scaling.kind
+        said |= {ROPE_SCALING[ours]: getattr(scaling, ours) for ours in ROPE_KINDS[scaling.kind]}
+    return {'rope_parameters': said, 'rope_theta': config.rope_base, 'rope_scaling': said}

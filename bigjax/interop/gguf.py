@@ -1,30 +1,24 @@
-"""Llama models in GGUF, the format of llama.cpp: their config, tensor names and tokenizer."""
+"""Llama models in GGUF, the format of llama.cpp: their config and tokenizer."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from bigjax.data.tokenizers import Library
 from bigjax.errors import ConfigError
-from bigjax.interop.families import LLAMA, Options
+from bigjax.interop.layout import Tensors
 
-NAMES = {
-    'model.embed_tokens': 'token_embd',
-    'model.norm': 'output_norm',
-    'lm_head': 'output',
-    'input_layernorm': 'attn_norm',
-    'post_attention_layernorm': 'ffn_norm',
-    'self_attn.q_proj': 'attn_q',
-    'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v',
-    'self_attn.o_proj': 'attn_output',
-    'mlp.gate_proj': 'ffn_gate',
-    'mlp.up_proj': 'ffn_up',
-    'mlp.down_proj': 'ffn_down',
+FIELDS = {
+    'num_hidden_layers': 'block_count',
+    'hidden_size': 'embedding_length',
+    'intermediate_size': 'feed_forward_length',
+    'num_attention_heads': 'attention.head_count',
+    'num_key_value_heads': 'attention.head_count_kv',
+    'head_dim': 'rope.dimension_count',
+    'rms_norm_eps': 'attention.layer_norm_rms_epsilon',
+    'max_position_embeddings': 'context_length',
+    'rope_theta': 'rope.freq_base',
 }
-"""The hub's modules -> llama.cpp's."""
+"""Of the hub's config.json -> of llama.cpp."""
 
 DIGITS, WORDS = (
     r'\p{N}',
@@ -43,53 +37,29 @@ SPLITS: dict[str, tuple[str, ...]] = {
 CONTROL, USER_DEFINED = 3, 4
 
 
-def fields(reader: Any) -> dict[str, Any]:
-    """The metadata as plain values. Raises: ConfigError unless it is of a Llama."""
-    found = {name: field.contents() for name, field in reader.fields.items()}
-    kind = found.get('general.architecture')
+def metadata(reader: Any) -> dict[str, Any]:
+    """All that a file says, as plain values."""
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def hub_config(said: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
+    """What the config.json of the same model says. Raises: ConfigError unless it is a Llama."""
+    kind = said.get('general.architecture')
     if kind != 'llama':
         raise ConfigError(f'general.architecture: expected llama, got {kind!r}')
-    if any(tensor.name == 'rope_freqs.weight' for tensor in reader.tensors):
+    for name in ('expert_count', 'rope.scaling.type'):
+        if said.get(f'llama.{name}', 'none') not in ('none', 0):
+            raise ConfigError(f'llama.{name}: {said[f"llama.{name}"]!r} is not read from GGUF')
+    if 'rope_freqs.weight' in tensors:
         raise ConfigError('rope_freqs.weight: scaled rotary frequencies are not read from GGUF')
-    return found
-
-
-def options(found: Mapping[str, Any], tied: bool) -> Options:
-    """The options of our model."""
-    heads = found['llama.attention.head_count']
+    found = {hub: said.get(f'llama.{name}') for hub, name in FIELDS.items()}
     return {
-        'layers': found['llama.block_count'],
-        'width': found['llama.embedding_length'],
-        'heads': heads,
-        'kv_heads': found.get('llama.attention.head_count_kv', heads),
-        'head_dim': found.get('llama.rope.dimension_count'),
-        'mlp': found['llama.feed_forward_length'],
-        'activation': 'swiglu',
-        'norm': 'rms',
-        'norm_epsilon': found['llama.attention.layer_norm_rms_epsilon'],
-        'bias': False,
-        'positions': 'rope',
-        'rope_base': found.get('llama.rope.freq_base', 10_000.0),
-        'tied': tied,
+        'model_type': 'llama',
+        'hidden_act': 'silu',
+        'tie_word_embeddings': 'output.weight' not in tensors,
+        'vocab_size': tensors['token_embd.weight'].shape[0],
+        **{name: value for name, value in found.items() if value is not None},
     }
-
-
-def tensor_names() -> dict[str, str]:
-    """Our leaves -> names in a GGUF file."""
-
-    def rename(name: str) -> str:
-        name = re.sub(r'^model\.layers\.', 'blk.', name)
-        module = name.removesuffix('.weight').removeprefix('blk.{i}.')
-        return name.replace(module, NAMES[module])
-
-    return {leaf: rename(name) for leaf, name in LLAMA.tensors.items()}
-
-
-def in_halves(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """Rows [H * C, D] of queries or keys whose rotated pairs are neighbours, as llama.cpp has
-    them, in the order that we and the hub have: first halves, then second halves."""
-    pairs = matrix.reshape(heads, -1, 2, matrix.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(matrix.shape)
 
 
 def tokenizer(found: Mapping[str, Any]) -> Library:

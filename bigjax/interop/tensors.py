@@ -1,29 +1,26 @@
-"""Named tensors in files: safetensors, whole or sharded, and GGUF. Read one at a time, on the host.
+"""Named tensors in files: safetensors, whole or sharded, and GGUF. Any slice of them, as float32.
 
 Pickled weights can run code when they are read, and are refused.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 
 from bigjax.errors import CheckpointError, EnvironmentProblem
+from bigjax.interop.families import Family
+from bigjax.interop.layout import Slices, Tensor, Tensors
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
-
-class Tensors(NamedTuple):
-    """The names there are, and how to read one: float32, as it lies in the file."""
-
-    names: frozenset[str]
-    read: Callable[[str], np.ndarray]
-    where: str
+OLD = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
+"""Names of BERT's first release, which are still on the hub."""
 
 
 def refuse_pickle(path: Path) -> None:
@@ -35,40 +32,50 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def open_folder(folder: Path) -> Tensors:
+def of_folder(folder: Path) -> Tensors:
     """The tensors of a hub folder. Raises: CheckpointError."""
     if (folder / INDEX).is_file():
-        files = json.loads((folder / INDEX).read_text())['weight_map']
-        return open_safetensors({name: folder / file for name, file in files.items()}, str(folder))
+        files = sorted(set(json.loads((folder / INDEX).read_text())['weight_map'].values()))
+        return {name: tensor for file in files for name, tensor in _of_file(folder / file).items()}
     if not (folder / WEIGHTS).is_file():
         for file in sorted(folder.iterdir()):
             refuse_pickle(file)
         raise CheckpointError(f'{folder}: expected {WEIGHTS} or {INDEX}, got neither')
-    with _opened(folder / WEIGHTS) as file:
-        names = list(file.keys())
-    return open_safetensors(dict.fromkeys(names, folder / WEIGHTS), str(folder))
+    return _of_file(folder / WEIGHTS)
 
 
-def open_safetensors(files: Mapping[str, Path], where: str) -> Tensors:
-    """Tensors by the file that holds them."""
-
-    def read(name: str) -> np.ndarray:
-        with _opened(files[name]) as file:
-            array = file.get_tensor(name)
-        return np.asarray(array).astype(np.float32)
-
-    return Tensors(frozenset(files), read, where)
-
-
-def _opened(path: Path) -> Any:
-    assert ml_dtypes  # its import lets numpy hold bfloat16
+def _of_file(path: Path) -> Tensors:
     try:
-        return safetensors.safe_open(path, framework='numpy')
+        file = safetensors.safe_open(path, framework='numpy')
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f'{path} cannot be read: {error}; fetch it again') from error
 
+    def tensor(name: str) -> Tensor:
+        stored = file.get_slice(name)
 
-def gguf_reader(path: Path) -> Any:
+        def read(slices: Slices) -> np.ndarray:
+            return np.asarray(stored[slices]).astype(np.float32, copy=False)
+
+        return Tensor(tuple(stored.get_shape()), read)
+
+    return {name: tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+
+
+def under_hub_names(found: Tensors, family: Family) -> Tensors:
+    """The same under the names that the family's whole models have today."""
+    heads = tuple(place.module for place in family.places.values())
+    heads = tuple(module for module in heads if not module.startswith(family.prefix))
+    bare = not any(name.startswith(family.prefix) for name in found)
+    ends = re.compile('|'.join(map(re.escape, OLD)) + '$')
+
+    def hub_name(name: str) -> str:
+        name = ends.sub(lambda match: OLD[match[0]], name)
+        return family.prefix + name if bare and not name.startswith(heads) else name
+
+    return {hub_name(name): tensor for name, tensor in found.items()}
+
+
+def open_gguf(path: Path) -> Any:
     """The `gguf` package's view of a file. Raises: EnvironmentProblem, CheckpointError."""
     try:
         import gguf
@@ -82,15 +89,39 @@ def gguf_reader(path: Path) -> Any:
         raise CheckpointError(f'{path} is not a whole GGUF file: {error}') from error
 
 
-def open_gguf(reader: Any, where: str) -> Tensors:
-    """Its tensors, dequantised as they are read."""
+def of_gguf(reader: Any) -> Tensors:
+    """Its tensors; rows are dequantised as they are read."""
     from gguf.quants import dequantize
 
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    def tensor(stored: Any) -> Tensor:
+        def read(slices: Slices) -> np.ndarray:
+            rows = dequantize(stored.data[slices[0]], stored.tensor_type)
+            return rows[(slice(None), *slices[1:])]
 
-    def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        array = dequantize(tensor.data, tensor.tensor_type)
-        return array.reshape(tuple(reversed(tensor.shape.tolist()))).astype(np.float32, copy=False)
+        return Tensor(tuple(reversed(stored.shape.tolist())), read)
 
-    return Tensors(frozenset(tensors), read, where)
+    return {stored.name: tensor(stored) for stored in reader.tensors}
+
+
+def write_safetensors(
+    folder: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int = 5 * 10**9
+) -> None:
+    """model.safetensors, or as many files and their index as `shard_bytes` asks for."""
+    from safetensors.numpy import save_file
+
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, array in tensors.items():
+        held = sum(other.nbytes for other in shards[-1].values())
+        if held and held + array.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = array
+    files = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
+    files = [WEIGHTS] if len(shards) == 1 else files
+    for file, shard in zip(files, shards, strict=True):
+        arrays = {name: np.ascontiguousarray(array) for name, array in shard.items()}
+        save_file(arrays, folder / file, metadata={'format': 'pt'})
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        size = sum(array.nbytes for array in tensors.values())
+        index = {'metadata': {'total_size': size}, 'weight_map': where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))

@@ -1,42 +1,56 @@
-"""Pretrained weights into our parameters, leaf by leaf, each straight to its place on the mesh."""
+"""Pretrained weights into our parameters, each shard straight to its device."""
 
-import functools
 import json
-import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from bigjax import schema, trees
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError
-from bigjax.interop import families, gguf, tensors
+from bigjax.interop import gguf, layout, tensors
+from bigjax.interop.families import GGUF_PLACES, Places, read_config
+from bigjax.interop.layout import Slices, Tensors
 from bigjax.models import transformer
 from bigjax.models.transformer import Transformer
 from bigjax.sharding.rules import parameter_shardings
 
-EXTRA = ('lm_head.weight', 'cls.predictions.decoder.weight', 'cls.predictions.decoder.bias')
-"""Copies of a tied table, and what is not used of a head."""
+CONFIG = 'config.json'
+
+BUFFERS = (
+    '.attn.bias', '.attn.masked_bias', 'position_ids', 'rotary_emb.inv_freq',
+    'cls.predictions.decoder.weight', 'cls.predictions.decoder.bias',
+    'cls.seq_relationship.weight', 'cls.seq_relationship.bias',
+)  # fmt: skip
+"""Ends of names that hold no parameters, copies of some, or BERT's guess of the next sentence."""
 
 
 class Pretrained(NamedTuple):
-    """What a hub folder or a GGUF file says of a model.
+    """What a hub folder or a GGUF file holds.
 
-    options: of our Transformer. leaf: the value of an unstacked leaf by its path and shape; None
-    where the files hold no such parameter.
+    options: of our Transformer, vocab_size and max_length among them.
     """
 
-    options: families.Options
-    vocabulary: int
+    options: Mapping[str, Any]
+    places: Places
+    tensors: Tensors
     tokenizer: Callable[[], Tokenizer]
-    leaf: Callable[[str, tuple[int, ...]], np.ndarray | None]
     where: str
+
+    @property
+    def vocabulary(self) -> int:
+        return self.options['vocab_size']
+
+    def has(self, name: str) -> bool:
+        """Whether the module `name` of ours, outside of the blocks, is in the files."""
+        place = self.places.get(name)
+        return place is not None and f'{place.module}.weight' in self.tensors
 
 
 def is_pretrained(path: Path | str) -> bool:
@@ -50,88 +64,24 @@ def open_pretrained(path: Path | str) -> Pretrained:
     path = Path(path).expanduser()
     tensors.refuse_pickle(path)
     if path.suffix == '.gguf':
-        return _of_gguf(path)
-    if not (path / 'config.json').is_file():
-        raise CheckpointError(f'{path}: expected a hub folder with config.json, or a .gguf file')
-    hub = json.loads((path / 'config.json').read_text())
-    family = families.of_hub(hub, f'{path}/config.json')
-    found = tensors.open_folder(path)
-    _refuse_unknown(family, found)
-    leaf = functools.partial(_leaf, found, family.tensors, family.prefix, family.columns)
-    options = family.read_config(hub)
-    vocabulary = hub['vocab_size']
-    return Pretrained(
-        options, vocabulary, functools.partial(tokenizers.load, path), leaf, found.where
-    )
+        reader = tensors.open_gguf(path)
+        said, found = gguf.metadata(reader), tensors.of_gguf(reader)
+        _, options = read_config(gguf.hub_config(said, found), str(path))
+        return Pretrained(options, GGUF_PLACES, found, partial(gguf.tokenizer, said), str(path))
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(f'{path}: expected a hub folder with {CONFIG}, or a .gguf file')
+    try:
+        hub = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise ConfigError(f'{path / CONFIG}: expected JSON: {error}') from None
+    family, options = read_config(hub, str(path / CONFIG))
+    found = tensors.under_hub_names(tensors.of_folder(path), family)
+    return Pretrained(options, family.places, found, partial(tokenizers.load, path), str(path))
 
 
-def _of_gguf(path: Path) -> Pretrained:
-    reader = tensors.gguf_reader(path)
-    said = gguf.fields(reader)
-    found = tensors.open_gguf(reader, str(path))
-    options = gguf.options(said, tied='output.weight' not in found.names)
-    heads = {'attn_q': options['heads'], 'attn_k': options['kv_heads']}
-
-    def read(name: str) -> np.ndarray:
-        part = name.split('.')[-2]
-        return gguf.in_halves(found.read(name), heads[part]) if part in heads else found.read(name)
-
-    leaf = functools.partial(_leaf, found._replace(read=read), gguf.tensor_names(), '', False)
-    tokens = len(said['tokenizer.ggml.tokens'])
-    return Pretrained(options, tokens, lambda: gguf.tokenizer(said), leaf, str(path))
-
-
-def _leaf(
-    found: tensors.Tensors,
-    names: Mapping[str, str],
-    prefix: str,
-    columns: bool,
-    leaf: str,
-    shape: tuple[int, ...],
-) -> np.ndarray | None:
-    """One of our leaves. Raises: CheckpointError for a tensor of another shape."""
-    layer = re.match(r'block_(\d+)/', leaf)
-    pattern = leaf.replace(layer[0], 'block_{i}/') if layer else leaf
-    if pattern not in names:
-        return None
-    name, _, part = names[pattern].replace('{i}', layer[1] if layer else '').partition('#')
-    spellings = (name, f'{prefix}{name}', name.removeprefix(prefix))
-    there = next((spelling for spelling in spellings if spelling in found.names), None)
-    if there is None:
-        return None
-    array = found.read(there)
-    if part:
-        array = np.split(array, 3, axis=-1)[int(part)]
-    if leaf.endswith('kernel') and not (columns and pattern.startswith('block')):
-        array = array.T
-    if array.size != np.prod(shape) or (array.ndim == 2 and array.shape[0] not in _rows(shape)):
-        raise CheckpointError(
-            f'{found.where}: tensor {there} has shape {list(array.shape)}, expected one for '
-            f'{leaf} {list(shape)}; is config.json of this model?'
-        )
-    return array.reshape(shape)
-
-
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows of the matrix that a kernel of this shape is, whichever axes it contracts."""
-    return tuple(int(np.prod(shape[:axis])) for axis in range(1, len(shape)))
-
-
-def _refuse_unknown(family: families.Family, found: tensors.Tensors) -> None:
-    """Raises: CheckpointError for tensors that no model of the family has."""
-    known = {re.sub(r'#\d', '', name) for name in family.tensors.values()} | set(EXTRA)
-    known |= {f'{family.prefix}{name}' for name in known}
-    known |= {name.removeprefix(family.prefix) for name in known}
-    unknown = [
-        name
-        for name in sorted(found.names)
-        if re.sub(r'\.\d+\.', '.{i}.', name) not in known and not name.endswith(family.ignored)
-    ]
-    if unknown:
-        raise CheckpointError(
-            f'{found.where}: {len(unknown)} tensors are not part of such a model, the first '
-            f'{unknown[0]}; only its plain variants are supported'
-        )
+def model_options(path: Path | str) -> dict[str, Any]:
+    """The options of config.model that make the same Transformer, with its first head."""
+    return dict(open_pretrained(path).options)
 
 
 def model_config(pretrained: Pretrained, **options: Any) -> transformer.Config:
@@ -139,85 +89,113 @@ def model_config(pretrained: Pretrained, **options: Any) -> transformer.Config:
     return schema.build(transformer.Config, {**pretrained.options, **options}, 'config.model')
 
 
-def load(path: Path | str) -> tuple[Transformer, Any, Tokenizer]:
+def make_module(config: transformer.Config, outputs: int) -> Transformer:
+    """The module of a config that says its vocabulary, and how long its texts may be."""
+    return Transformer(config, config.vocab_size, config.max_length or 1, outputs)
+
+
+def load(path: Path | str, mesh: Mesh | None = None) -> tuple[Transformer, Any, Tokenizer]:
     """A pretrained model: its Flax module, its parameters, and its tokenizer.
 
-    path: a local hub folder (config.json, safetensors) of the gpt2, llama or bert family, or a GGUF
-    file of a Llama. `module.apply({'params': params}, tokens)` of int tokens [B, T] gives float32
-    logits [B, T, V] of a decoder, or the last hidden states [B, T, D] of an encoder. Parameters are
-    float32 and lie on the mesh of `jax.set_mesh`, if there is one.
+    path: a local hub folder (config.json, safetensors) of the gpt2, bert, llama, mistral or qwen3
+    family, or a GGUF file of a Llama. mesh: by default that of `jax.set_mesh`, if there is one.
+
+    `module.apply({'params': params}, tokens)` of int tokens [B, T] gives float32 logits [B, T, V]
+    of a decoder, or the last hidden states [B, T, D] of an encoder. Parameters are float32.
 
     Raises: ConfigError, CheckpointError, DataError, EnvironmentProblem.
     """
     pretrained = open_pretrained(path)
-    config = model_config(pretrained)
-    module = Transformer(
-        config, config.vocab_size or pretrained.vocabulary, config.max_length or 1,
-        pretrained.vocabulary, jnp.float32,
-    )  # fmt: skip
-    model = transformer.as_model(module, jax.ShapeDtypeStruct((1, 1), np.int32))
-    shapes = model.abstract()['params']
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
-    else:
-        where, _ = parameter_shardings(model.axes['params'], shapes, mesh)
-    placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        where,
-    )
-    params, missing = read_params(pretrained, placed)
-    if missing:
+    module = make_module(model_config(pretrained), pretrained.vocabulary)
+    return module, read_all(pretrained, module, mesh), pretrained.tokenizer()
+
+
+def read_all(pretrained: Pretrained, module: Transformer, mesh: Mesh | None = None) -> Any:
+    """The parameters of `module`. Raises: CheckpointError for what is missing or left over."""
+    params = abstract_params(module, mesh)
+    parts = {
+        trees.path_name(path): layout.parts(trees.path_name(path), leaf.shape, pretrained.places)
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
+    wrong = [line for name, found in parts.items() if (line := _lacks(pretrained, name, found))]
+    if wrong:
+        more = f'; and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+        raise CheckpointError(f'{wrong[0]}{more}; is its {CONFIG} of this model?')
+    heads = {p.module for key, p in pretrained.places.items() if not key.startswith('block/')}
+    known = {part.name for found in parts.values() for part in found}
+    known |= {f'{module}.{end}' for module in heads for end in layout.LEAVES.values()}
+    unknown = sorted(name for name in pretrained.tensors if name not in known)
+    if unknown := [name for name in unknown if not name.endswith(BUFFERS)]:
         raise CheckpointError(
-            f'{pretrained.where}: {len(missing)} parameters are not in it, the first {missing[0]}'
+            f'{pretrained.where}: {len(unknown)} tensors are of no parameter, the first '
+            f'{unknown[0]}; is its {CONFIG} of this model?'
         )
-    return module, params, pretrained.tokenizer()
+    return read_params(pretrained, params)[0]
 
 
 def read_params(pretrained: Pretrained, params: Any, leaves: str = '.*') -> tuple[Any, list[str]]:
     """`params` (arrays, or shapes with shardings) with the leaves that the files hold, in place.
 
-    leaves: a pattern of paths; others stay as they are. Returns the paths that do, too. A leaf is
-    read when its first shard is asked for, a layer at a time where layers are stacked.
-    Raises: ConfigError, CheckpointError.
+    leaves: a pattern of paths. What does not match it, is not there or has another shape there
+    stays as it is; a line says why for each. Raises: ConfigError.
     """
     wanted = trees.compile_pattern(leaves, 'config.init_from.leaves')
-    missing: list[str] = []
+    skipped: list[str] = []
 
     def fill(name: str, leaf: Any) -> Any:
-        value = _value(pretrained, name, leaf.shape) if wanted.search(name) else None
-        if value is None:
-            missing.append(name)
+        parts = layout.parts(name, leaf.shape, pretrained.places)
+        lacks = _lacks(pretrained, name, parts)
+        if lacks or not wanted.search(name):
+            skipped.append(lacks or f'{name}: does not match {leaves!r}')
             return leaf
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, value)
+        read = _once(partial(layout.read, parts, pretrained.tensors, leaf.shape))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
-    return trees.map_with_name(fill, params), missing
+    return trees.map_with_name(fill, params), skipped
 
 
-def _value(
-    pretrained: Pretrained, name: str, shape: tuple[int, ...]
-) -> Callable[[Any], np.ndarray] | None:
-    """From the index of a shard to its values."""
-    if not name.startswith('blocks/'):
-        array = pretrained.leaf(name, shape)
-        return None if array is None else lambda index: array[index]
+def _lacks(pretrained: Pretrained, name: str, parts: list[layout.Part]) -> str | None:
+    """What keeps the leaf `name` from being read."""
+    if not parts:
+        return f'{name}: not in {pretrained.where}'
+    for part in parts:
+        if part.name not in pretrained.tensors:
+            return f'{name}: no tensor {part.name} in {pretrained.where}'
+        if (shape := pretrained.tensors[part.name].shape) != part.stored_shape:
+            return (
+                f'{name}: {part.name} has shape {shape} in {pretrained.where}, expected '
+                f'{part.stored_shape}'
+            )
+    return None
 
-    @functools.lru_cache(maxsize=1)
-    def layer(index: int) -> np.ndarray:
-        found = pretrained.leaf(name.replace('blocks/', f'block_{index}/'), shape[1:])
-        if found is None:
-            raise CheckpointError(f'{pretrained.where}: no {name} of layer {index}')
-        return found
 
-    if pretrained.leaf(name.replace('blocks/', 'block_0/'), shape[1:]) is None:
-        return None
+def abstract_params(module: Transformer, mesh: Mesh | None = None) -> Any:
+    """Shapes, each with the sharding that the rules give it; without a mesh, on one device."""
+    model = transformer.as_model(module, jax.ShapeDtypeStruct((1, 1), np.int32))
+    shapes = model.abstract()['params']
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    if mesh.empty:
+        where = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+    else:
+        where, _ = parameter_shardings(model.axes['params'], shapes, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        where,
+    )
 
-    def read(index: Any) -> np.ndarray:
-        chosen = range(*index[0].indices(shape[0]))
-        return np.stack([layer(number)[index[1:]] for number in chosen])
 
-    return read
+def _once(read: Callable[[Slices], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """JAX asks once a device, also where several hold the same shard."""
+    shards: dict[str, np.ndarray] = {}  # slices have no hash before Python 3.12
+
+    def shard(index: Slices) -> np.ndarray:
+        key = str(index)
+        if key not in shards:
+            shards[key] = read(index)
+        return shards[key]
+
+    return shard
 
 
 def require_tokens(pretrained: Pretrained, tokenizer: Tokenizer | None) -> None:

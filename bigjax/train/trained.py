@@ -1,7 +1,6 @@
 """A model that was trained, as others use it: without its data and its optimizer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import interop, schema
+from bigjax import interop
 from bigjax.config import Config, override, resolve
 from bigjax.data import tokenizers
 from bigjax.data.core import DataSpec
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError
-from bigjax.models import lora, transformer
 from bigjax.models.core import Model
 from bigjax.sharding.mesh import make_mesh
 from bigjax.sharding.rules import parameter_shardings
@@ -78,8 +76,7 @@ def import_run(path: Path, workdir: Path) -> None:
     task = 'language_model'
     if options.get('attention') == 'bidirectional':
         task = 'masked_language_model'
-        transform = found.leaf('head/kernel', (options['width'],) * 2) is not None
-        options |= {'head': 'tokens', 'head_transform': transform}
+        options |= {'head': 'tokens', 'head_transform': found.has('head')}
     length = min(256, options.get('max_length', 256))
     tokenizer = found.tokenizer()
     config = resolve(
@@ -104,31 +101,6 @@ def import_run(path: Path, workdir: Path) -> None:
     folder.claim_tokenizer(workdir, tokenizer)
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoint.save_params(checkpoints, params)
-
-
-def export_run(workdir: Path, to: str, out: Path, which: str | None = None) -> None:
-    """Writes the model of a run as `to`: hf, safetensors or stablehlo; adapters are merged in.
-
-    Raises: ConfigError, CheckpointError.
-    """
-    found = load(workdir, which)
-    config, model, params = found.config, found.model, found.params
-    if config.lora is not None:
-        params = lora.merge(params, config.lora)
-        config = replace(config, lora=None)
-        model = _model(config, found.tokenizer, found.length)
-    with jax.set_mesh(found.mesh):
-        if to == 'hf':
-            if config.model.name != 'transformer':
-                raise ConfigError(
-                    f'config.model.name: expected transformer, got {config.model.name}'
-                )
-            options = schema.build(transformer.Config, config.model.options, 'config.model')
-            interop.to_hub(options, params, found.tokenizer, out)
-        elif to == 'safetensors':
-            interop.to_safetensors(config, params, found.tokenizer, out)
-        else:
-            interop.to_stablehlo(model, params, found.length, out)
 
 
 def _placed(model: Model, mesh: Mesh) -> Any:
