@@ -73,6 +73,18 @@ def _conv(module: str, part: int = 0, parts: int = 1) -> Place:
     return Place(module, False, part, parts)
 
 
+FIELDS = {
+    'layers': 'num_hidden_layers',
+    'width': 'hidden_size',
+    'heads': 'num_attention_heads',
+    'mlp': 'intermediate_size',
+    'activation': 'hidden_act',
+    'tied': 'tie_word_embeddings',
+    'vocab_size': 'vocab_size',
+    'max_length': 'max_position_embeddings',
+}
+"""Of most families."""
+
 GPT2 = Family(
     places=_places(
         'transformer.h.{}.',
@@ -94,24 +106,20 @@ GPT2 = Family(
     prefix='transformer.',
     heads={'GPT2LMHeadModel': {'head': 'tokens'}, 'GPT2Model': {'head': 'none'}},
     fields={
+        **FIELDS,
         'layers': 'n_layer',
         'width': 'n_embd',
         'heads': 'n_head',
         'mlp': 'n_inner',
         'activation': 'activation_function',
         'norm_epsilon': 'layer_norm_epsilon',
-        'tied': 'tie_word_embeddings',
-        'vocab_size': 'vocab_size',
         'max_length': 'n_positions',
     },
     ours={'positions': 'learned'},
     activations={
         'gelu_new': 'gelu_tanh',
         'gelu_pytorch_tanh': 'gelu_tanh',
-        'gelu': 'gelu',
-        'relu': 'relu',
-        'silu': 'silu',
-        'tanh': 'tanh',
+        **{name: name for name in ('gelu', 'relu', 'silu', 'tanh')},
     },
     missing={
         'n_inner': None,
@@ -155,18 +163,7 @@ BERT = Family(
         'BertForMaskedLM': {'head': 'tokens', 'head_transform': True},
         'BertForSequenceClassification': {'head': 'first', 'pooler': True},
     },
-    fields={
-        'layers': 'num_hidden_layers',
-        'width': 'hidden_size',
-        'heads': 'num_attention_heads',
-        'mlp': 'intermediate_size',
-        'activation': 'hidden_act',
-        'norm_epsilon': 'layer_norm_eps',
-        'token_types': 'type_vocab_size',
-        'tied': 'tie_word_embeddings',
-        'vocab_size': 'vocab_size',
-        'max_length': 'max_position_embeddings',
-    },
+    fields={**FIELDS, 'norm_epsilon': 'layer_norm_eps', 'token_types': 'type_vocab_size'},
     ours={
         'attention': 'bidirectional',
         'positions': 'learned',
@@ -205,17 +202,10 @@ LLAMA = Family(
     prefix='model.',
     heads={'LlamaForCausalLM': {'head': 'tokens'}, 'LlamaModel': {'head': 'none'}},
     fields={
-        'layers': 'num_hidden_layers',
-        'width': 'hidden_size',
-        'heads': 'num_attention_heads',
+        **FIELDS,
         'kv_heads': 'num_key_value_heads',
         'head_dim': 'head_dim',
-        'mlp': 'intermediate_size',
-        'activation': 'hidden_act',
         'norm_epsilon': 'rms_norm_eps',
-        'tied': 'tie_word_embeddings',
-        'vocab_size': 'vocab_size',
-        'max_length': 'max_position_embeddings',
     },
     ours={'positions': 'rope', 'norm': 'rms', 'bias': False},
     activations={'silu': 'swiglu', 'gelu': 'geglu'},

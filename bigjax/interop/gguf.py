@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from bigjax.data.tokenizers import Library
 from bigjax.errors import ConfigError
-from bigjax.interop.layout import Tensors
+from bigjax.interop.layout import Tensor, Tensors
+from bigjax.nn.positions import Frequencies, Scaling
 
 FIELDS = {
     'num_hidden_layers': 'block_count',
@@ -20,19 +23,25 @@ FIELDS = {
 }
 """Of the hub's config.json -> of llama.cpp."""
 
-DIGITS, WORDS = (
-    r'\p{N}',
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-        r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-    ),
+DIGIT = r'\p{N}'
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS|"
+    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-SPLITS: dict[str, tuple[str, ...]] = {
-    'gpt-2': (),
-    'smollm': (DIGITS,),
-    'llama-bpe': (WORDS,),
+SPLITS: dict[str, tuple[tuple[str, ...], bool]] = {
+    'gpt-2': ((), True),
+    'smollm': ((DIGIT,), True),
+    'llama-bpe': ((WORDS.replace('NUMBERS', r'\p{N}{1,3}'),), False),
+    'qwen2': ((WORDS.replace('NUMBERS', DIGIT),), False),
 }
-"""What `tokenizer.ggml.pre` names: expressions that cut text before GPT-2's bytes and words."""
+"""What `tokenizer.ggml.pre` names: expressions that cut text, and whether GPT-2's does so next."""
+
+LLAMA3: dict[str, Any] = {
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+}
+"""Of every Llama 3.x: GGUF holds what comes of them, not the numbers themselves."""
 
 CONTROL, USER_DEFINED = 3, 4
 
@@ -50,9 +59,11 @@ def hub_config(said: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     for name in ('expert_count', 'rope.scaling.type'):
         if said.get(f'llama.{name}', 'none') not in ('none', 0):
             raise ConfigError(f'llama.{name}: {said[f"llama.{name}"]!r} is not read from GGUF')
-    if 'rope_freqs.weight' in tensors:
-        raise ConfigError('rope_freqs.weight: scaled rotary frequencies are not read from GGUF')
     found = {hub: said.get(f'llama.{name}') for hub, name in FIELDS.items()}
+    if 'rope_freqs.weight' in tensors:
+        found['rope_parameters'] = _scaling(
+            tensors['rope_freqs.weight'], found['rope_theta'] or 10_000.0
+        )
     return {
         'model_type': 'llama',
         'hidden_act': 'silu',
@@ -62,9 +73,28 @@ def hub_config(said: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     }
 
 
+def _scaling(divisors: Tensor, base: float) -> dict[str, Any]:
+    """Llama 3's scaling from what each frequency is divided by. Raises: ConfigError."""
+    values = divisors.read((slice(0, divisors.shape[0]),))
+    factor = round(float(values.max()), 3)
+    scaling = Scaling('llama3', factor, *LLAMA3.values())
+    plain, scaled = (Frequencies(base, kind).of(2 * values.size) for kind in (None, scaling))
+    if not np.allclose(plain / scaled, values, rtol=1e-3):
+        raise ConfigError('rope_freqs.weight: expected the scaling of Llama 3, got another')
+    return {'rope_type': 'llama3', 'rope_theta': base, 'factor': factor, **LLAMA3}
+
+
 def tokenizer(found: Mapping[str, Any]) -> Library:
     """Byte-level BPE from the metadata. Raises: ConfigError for another kind."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
 
     model, pre = found.get('tokenizer.ggml.model'), found.get('tokenizer.ggml.pre', 'gpt-2')
     if model != 'gpt2' or pre not in SPLITS:
@@ -75,9 +105,10 @@ def tokenizer(found: Mapping[str, Any]) -> Library:
     tokens = found['tokenizer.ggml.tokens']
     merges = [tuple(merge.split(' ')) for merge in found['tokenizer.ggml.merges']]
     vocabulary = {token: id for id, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(vocabulary, merges))
-    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != 'llama-bpe')
-    cuts = [pre_tokenizers.Split(Regex(split), 'isolated') for split in SPLITS[pre]]
+    made = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == 'llama-bpe'))
+    splits, then_gpt2 = SPLITS[pre]
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=then_gpt2)
+    cuts = [pre_tokenizers.Split(Regex(split), 'isolated') for split in splits]
     made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytewise])
     made.decoder = decoders.ByteLevel()
     kinds = found.get('tokenizer.ggml.token_type', [])
@@ -88,4 +119,11 @@ def tokenizer(found: Mapping[str, Any]) -> Library:
     made.add_tokens([AddedToken(t, normalized=False) for t, kind in marked if kind == USER_DEFINED])
     roles = {'bos': 'bos', 'eos': 'eos', 'unk': 'unknown', 'pad': 'padding'}
     ids = {role: found.get(f'tokenizer.ggml.{name}_token_id') for role, name in roles.items()}
-    return Library(made, {role: tokens[id] for role, id in ids.items() if id is not None})
+    names = {role: tokens[id] for role, id in ids.items() if id is not None}
+    if 'bos' in names and found.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe'):
+        made.post_processor = processors.TemplateProcessing(
+            single=[names['bos'], '$0'],
+            pair=[names['bos'], '$A', names['bos'], '$B'],
+            special_tokens=[(names['bos'], ids['bos'])],
+        )
+    return Library(made, names)

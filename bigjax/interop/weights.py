@@ -24,7 +24,7 @@ from bigjax.sharding.rules import parameter_shardings
 CONFIG = 'config.json'
 
 BUFFERS = (
-    '.attn.bias', '.attn.masked_bias', 'position_ids', 'rotary_emb.inv_freq',
+    '.attn.bias', '.attn.masked_bias', 'position_ids', 'rotary_emb.inv_freq', 'rope_freqs.weight',
     'cls.predictions.decoder.weight', 'cls.predictions.decoder.bias',
     'cls.seq_relationship.weight', 'cls.seq_relationship.bias',
 )  # fmt: skip
