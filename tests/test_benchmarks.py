@@ -9,6 +9,7 @@ import pytest
     ('name', 'row'),
     [
         ('overhead', 'MLP 128-64'),
+        ('import_weights', 'golden llama'),
         ('input_pipeline', 'csv'),
         ('torch_parity', 'PyTorch eager'),
         pytest.param('startup', 'digits_cnn', marks=pytest.mark.slow),
