@@ -5,8 +5,8 @@ Command:   bigjax train --config=configs/ag_news.py --workdir=runs/ag_news \\
              --config.data.path=FILE.csv
            `:finetuned` wants --config.init_from.run=HUB_FOLDER --config.data.tokenizer=HUB_FOLDER
 Hardware:  two CPU cores
-Time:      TODO minutes
-Score:     TODO accuracy
+Time:      5 minutes fine-tuned
+Score:     fine-tuned .902 test accuracy (one seed, 80/20 of 7,600 rows, one epoch)
 """
 
 import ml_collections

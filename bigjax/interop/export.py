@@ -40,7 +40,7 @@ def export(trained: Trained, out: Path, to: str) -> None:
 
     to: 'hf', a folder of the hub's; 'safetensors', under our own names; 'stablehlo', a program that
         holds its parameters.
-    Raises: ConfigError, CheckpointError, EnvironmentProblem.
+    Raises: ConfigError, CheckpointError.
     """
     if to not in WRITERS:
         raise ConfigError(f'--to: no format {to!r}: {nearest(to, WRITERS)}')
