@@ -86,7 +86,7 @@ def open_gguf(path: Path) -> Any:
 
     class Reader(gguf.GGUFReader):
         def __setattr__(self, name: str, value: Any) -> None:
-            # the same pages, but numpy's memmap takes over a second more to cut a vocabulary out of them
+            # the same pages, but cutting a vocabulary out of a memmap takes a second more
             super().__setattr__(name, value.view(np.ndarray) if name == 'data' else value)
 
     try:
