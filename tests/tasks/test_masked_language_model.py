@@ -112,6 +112,8 @@ def test_a_model_learns_from_both_sides_whatever_the_batch_size_of_evaluation():
         for index in range(60):
             batch = batches.train_batch(splits.sources['train'], 0, index, 16, slice(0, 16))
             state, _ = step(state, batches.to_device(batch, run.batch_sharding, 16))
+            # with many steps in flight, eight virtual devices on few cores can miss each other
+            jax.block_until_ready(state)
     variables = jax.device_get(state.eval_variables)
     found = []
     for values in ({}, {'eval.batch_size': 24}, {'mesh.tensor': 2, 'eval.batch_size': 40}):
