@@ -66,7 +66,9 @@ def case(name: str, steps: int, log_every: int) -> Config:
     chosen = CASES[name]
     kind = chosen['data']['name']
     data = chosen['data'] | ({'path': FILES[kind]()} if kind in FILES else {})
-    train = {**chosen['train'], 'steps': steps, 'log_every': log_every}
+    devices = jax.device_count()
+    size = -(-chosen['train']['batch_size'] // devices) * devices
+    train = {'batch_size': size, 'steps': steps, 'log_every': log_every}
     return configs.resolve(
         {
             'task': 'classification',
