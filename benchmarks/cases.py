@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         'data': {'name': 'npz'},  # its path is that of `images`
         'train': {'batch_size': 128},
     },
-    "Transformer 4 x 128, nanoGPT's on a CPU, T 64, batch 12": {
+    'Transformer 4 x 128, T 64, batch 12': {  # nanoGPT's, on a CPU
         'model': {'name': 'transformer', 'layers': 4, 'width': 128, 'heads': 4, 'bias': False},
         'task': 'language_model',
         'data': {'name': 'text', 'tokenizer': 'characters', 'sequence_length': 64},
