@@ -22,6 +22,8 @@ from bigjax.schema import Fraction, NonNegative, PositiveInt
 
 CHUNK = 8
 """Tokens written between two looks of the host."""
+MIN_CONTEXT = 2 * CHUNK
+"""Of a model whose context is bounded: half of it is kept when it is full."""
 SMALLEST_BUCKET = 32
 
 
@@ -177,9 +179,9 @@ def generate(
     Raises: ConfigError where the context is too short for that.
     """
     source = reader(model)
-    if source.context is not None and source.context < 2 * CHUNK:
+    if source.context is not None and source.context < MIN_CONTEXT:
         raise ConfigError(
-            f'config.model.max_length: expected at least {2 * CHUNK} to write on, got '
+            f'config.model.max_length: expected at least {MIN_CONTEXT} to write on, got '
             f'{source.context}; train with a longer context'
         )
     rows = -(-len(prompts) // multiple_of) * multiple_of

@@ -43,7 +43,6 @@ class Task:
         `targets` and the batch's own weights.
     metrics: names -> the groups that compute them, or a ConfigError.
     default_metrics: measured when the config names none; train_metrics: at every logged step.
-    writes: whether its model predicts what comes next, so that it can write on.
     corrupt: (key, batch) -> the batch that the loss is of, where the task itself changes it; with a
         key of the step in training, always the same one in evaluation.
     predict: outputs -> what a person reads: class probabilities [B, C], or values [B, O].
@@ -56,5 +55,4 @@ class Task:
     default_metrics: tuple[str, ...]
     predict: Callable[[jax.Array], jax.Array]
     train_metrics: tuple[str, ...] = ()
-    writes: bool = False
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None

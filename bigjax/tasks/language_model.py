@@ -38,7 +38,6 @@ def build(config: Config, spec: DataSpec) -> Task:
         default_metrics=('perplexity', 'accuracy', *bits),
         predict=jax.nn.softmax,
         train_metrics=('accuracy',),
-        writes=True,
     )
 
 

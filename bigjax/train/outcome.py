@@ -16,7 +16,7 @@ from bigjax.config import Config
 from bigjax.data import batches
 from bigjax.data.core import Source
 from bigjax.errors import DataError
-from bigjax.generate import Sampling, generate
+from bigjax.generate import MIN_CONTEXT, Sampling, generate
 from bigjax.sharding.mesh import num_batch_shards, process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder
 from bigjax.train.build import Run, build, metric_groups, metric_names
@@ -95,7 +95,7 @@ def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
     if task.corrupt is not None:
         return []  # what it hides is not to be written on
     if task.kind == 'language_model':
-        return _continuations(run, variables, source) if task.writes else []
+        return _continuations(run, variables, source)
     predictions = _predictions(run, variables, source)
     chosen = np.arange(len(predictions))
     if task.kind in ('binary', 'multiclass'):
@@ -108,7 +108,11 @@ def _samples(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
 
 
 def _continuations(run: Run, variables: Any, source: Source) -> list[dict[str, Any]]:
-    """The first halves of a few rows as prompts, and what the model makes of them."""
+    """The first halves of a few rows as prompts, and what the model makes of them; none where its
+    context is too short to write in."""
+    context = run.recipe.model.context
+    if context is not None and context < MIN_CONTEXT:
+        return []
     inputs = source[np.arange(min(NUM_TEXTS, len(source)))]['inputs']
     rows = np.asarray(inputs['tokens'] if isinstance(inputs, Mapping) else inputs)
     prompts, length = rows[:, : max(1, rows.shape[1] // 2)], rows.shape[1]
