@@ -128,3 +128,11 @@ def test_a_text_holds_back_what_may_not_be_shown():
     assert text.done
     assert text.rest() == ' '
     assert text.text == 'a€ and '
+
+
+def test_a_run_too_short_to_write_in_still_ends_well(folder):
+    flags = [f'--config={folder / "config.py"}', f'--workdir={folder / "short"}']
+    short = ['--config.data.sequence_length=8', '--config.train.steps=2']
+    assert cli.main(['train', *flags, *short]) == 0
+    outcome = json.loads((folder / 'short/evaluation/val.json').read_text())
+    assert outcome['samples'] == []
