@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import bigjax
 from bigjax import cli
 from bigjax.data import tokenizers
+from bigjax.train import trained
 from bigjax.writing import Text
 
 LINES = [f'the {a} sees a {b}\n' for a in ('cat', 'dog', 'owl') for b in ('fish', 'bird', 'cow')]
@@ -136,3 +139,21 @@ def test_a_run_too_short_to_write_in_still_ends_well(folder):
     assert cli.main(['train', *flags, *short]) == 0
     outcome = json.loads((folder / 'short/evaluation/val.json').read_text())
     assert outcome['samples'] == []
+
+
+def test_adapters_train_on_a_run_and_are_folded_in_on_the_way_out(folder, capfd):
+    adapted, out = folder / 'adapted', folder / 'out'
+    flags = [f'--config={folder / "config.py"}', f'--workdir={adapted}', '--config.lora.rank=4']
+    begin = [f'--config.init_from.run={folder / "run"}', '--config.train.steps=20']
+    assert cli.main(['train', *flags, *begin]) == 0
+    assert cli.main(['export', f'--run={adapted}', '--to=hf', f'--out={out}']) == 0
+    loaded = trained.load(adapted)
+    module, params, tokenizer = bigjax.interop.load(out)
+    tokens = np.array([tokenizer.encode('the cat sees')])
+    want, _ = loaded.model.apply({'params': loaded.params}, tokens)
+    np.testing.assert_allclose(module.apply({'params': params}, tokens), want, atol=1e-4)
+    base = trained.load(folder / 'run')
+    before, _ = base.model.apply({'params': base.params}, tokens)
+    assert np.abs(want - before).max() > 1e-2  # the adapters have learned something
+    frozen = loaded.params['block_0']['mlp']['dense']['kernel']
+    np.testing.assert_array_equal(frozen, base.params['block_0']['mlp']['dense']['kernel'])

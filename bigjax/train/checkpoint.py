@@ -107,9 +107,10 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
         step = pick(checkpoints, config.checkpoint, None)
         saved = saved_shapes(checkpoints, step)
         wanted = trees.compile_pattern(config.leaves, 'config.init_from.leaves')
+        chosen: dict[str, jax.ShapeDtypeStruct] = {}
         skipped: list[str] = []
 
-        def choose(name: str, leaf: jax.Array) -> Any:
+        def choose(name: str, leaf: jax.Array) -> None:
             shape = saved.get(f'params/{name}')
             if not wanted.search(name):
                 skipped.append(f'{name}: does not match {config.leaves!r}')
@@ -118,14 +119,14 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
             elif shape != leaf.shape:
                 skipped.append(f'{name}: shape {shape} there, {leaf.shape} here')
             else:
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            return ocp.PLACEHOLDER
+                place = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                chosen[f'params/{name}'] = place
 
-        targets = trees.map_with_name(choose, params)
-        if len(skipped) == len(jax.tree.leaves(params)):
+        trees.map_with_name(choose, params)
+        if not chosen:
             raise CheckpointError(f'config.init_from: nothing to load; {skipped[0]}')
-        loaded = _load_part(checkpoints, step, 'params', targets)
-    merged = jax.tree.map(lambda old, new: old if new is ocp.PLACEHOLDER else new, params, loaded)
+        loaded = _load_leaves(checkpoints, step, chosen)
+    merged = trees.map_with_name(lambda name, leaf: loaded.get(f'params/{name}', leaf), params)
     return merged, skipped
 
 
@@ -133,7 +134,7 @@ def restore_variables(checkpoints: Checkpoints, step: int, abstract: TrainState)
     """What evaluation applies the model to, without the optimizer. Raises: CheckpointError."""
     collections = abstract.collections
     if collections:
-        collections = _load_part(checkpoints, step, 'collections', collections)
+        collections = _load_tree(checkpoints, step, 'collections', collections)
     return {'params': restore_params(checkpoints, step, abstract.params), **collections}
 
 
@@ -146,15 +147,26 @@ def restore_params(checkpoints: Checkpoints, step: int, abstract: Any) -> Any:
     part = 'ema' if any(name.startswith('ema/') for name in saved) else 'params'
     kept = {name: shape for name, shape in saved.items() if name.startswith(f'{part}/')}
     _require_same(checkpoints, step, kept, _shapes({part: abstract}))
-    return _load_part(checkpoints, step, part, abstract)
+    return _load_tree(checkpoints, step, part, abstract)
 
 
-def _load_part(checkpoints: Checkpoints, step: int, part: str, targets: Any) -> Any:
-    state = {
-        key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
-        for key, value in checkpoints.metadata(step).metadata.items()
-    }
-    return checkpoints.load(step, {**state, part: targets})[part]
+def _load_tree(checkpoints: Checkpoints, step: int, part: str, abstract: Any) -> Any:
+    """A part of the state; all of its leaves are there."""
+    names = [f'{part}/{name}' for name in trees.names(abstract)]
+    wanted = dict(zip(names, jax.tree.leaves(abstract), strict=True))
+    loaded = _load_leaves(checkpoints, step, wanted)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in names])
+
+
+def _load_leaves(
+    checkpoints: Checkpoints, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Some leaves of the state by their paths; Orbax wants placeholders for all that are saved."""
+    saved = checkpoints.metadata(step).metadata
+    targets = trees.map_with_name(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), saved)
+    loaded = jax.tree.leaves_with_path(checkpoints.load(step, targets))
+    found = {trees.path_name(path): leaf for path, leaf in loaded}
+    return {name: found[name] for name in wanted}
 
 
 def saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, ...]]:
