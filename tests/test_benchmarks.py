@@ -11,6 +11,7 @@ import pytest
         ('overhead', 'MLP 128-64'),
         ('import_weights', 'golden llama'),
         ('input_pipeline', 'csv'),
+        ('tokenising', 'characters'),
         ('torch_parity', 'PyTorch eager'),
         pytest.param('startup', 'digits_cnn', marks=pytest.mark.slow),
     ],
