@@ -1,6 +1,7 @@
 """nanoGPT's character-level Shakespeare: its CPU settings, and with `:gpu` its GPU settings.
 
-Data:      bigjax data prepare tiny_shakespeare, or --config.data.path=FILE.txt
+Data:      nanoGPT's input.txt (Tiny Shakespeare), named by --config.data.path; or TFDS's, with its own
+           splits: --config.data.path=tfds:tiny_shakespeare --config.data.splits={}
 Command:   bigjax train --config=configs/shakespeare.py --workdir=runs/shakespeare
 Hardware:  two CPU cores (`:gpu`: one GPU)
 Time:      2 minutes
@@ -32,7 +33,8 @@ def get_config(size: str = 'cpu') -> ml_collections.ConfigDict:
     config.task = {'name': 'language_model'}
     config.data = {
         'name': 'text',
-        'path': 'tfds:tiny_shakespeare',
+        'path': 'input.txt',
+        'splits': {'train': 'train[:90%]', 'val': 'train[90%:]'},
         'tokenizer': 'characters',
         'sequence_length': chosen['T'],
     }
