@@ -1,7 +1,7 @@
 """nanoGPT's character-level Shakespeare: its CPU settings, and with `:gpu` its GPU settings.
 
-Data:      nanoGPT's input.txt (Tiny Shakespeare), named by --config.data.path; or TFDS's, with its own
-           splits: --config.data.path=tfds:tiny_shakespeare --config.data.splits={}
+Data:      nanoGPT's input.txt (Tiny Shakespeare), named by --config.data.path; or TFDS's, with its
+           own splits: --config.data.path=tfds:tiny_shakespeare --config.data.splits={}
 Command:   bigjax train --config=configs/shakespeare.py --workdir=runs/shakespeare
 Hardware:  two CPU cores (`:gpu`: one GPU)
 Time:      2 minutes
