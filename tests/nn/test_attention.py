@@ -10,7 +10,7 @@ import pytest
 from bigjax.errors import ConfigError
 from bigjax.nn import attend as attention
 from bigjax.nn.attend import Dropout, attend
-from bigjax.nn.attention import Attention
+from bigjax.nn.attention import Attention, Cache
 from bigjax.nn.positions import Frequencies
 from tests.nn import oracles
 
@@ -216,3 +216,17 @@ def test_layer_against_its_projections():
     mixed = oracles.attention(query, key, project('value'), causal=True, segments=SEGMENTS)
     want = np.einsum('bthc,hcd->btd', mixed, p['out']['kernel']) + p['out']['bias']
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_cache_keeps_the_newest_of_positions_that_share_a_place():
+    """In whatever order they come: which of two writes to a place stays is not defined."""
+    places, heads, size = 3, 2, 4
+    cache = Cache.empty(2, places, heads, size, jnp.float32)
+    positions = np.array([[5, 4, 3, 2, 1, 0], [0, 3, 1, 2, 9, 9]])
+    real = np.array([[True] * 6, [True] * 4 + [False] * 2])
+    key = np.broadcast_to(positions[..., None, None], (2, 6, heads, size)).astype(np.float32)
+    written = cache.write(jnp.asarray(key), jnp.asarray(-key), jnp.asarray(positions), real)
+    np.testing.assert_array_equal(written.positions, [[3, 4, 5], [3, 1, 2]])
+    stored = np.broadcast_to(np.asarray(written.positions)[:, None, :, None], written.keys.shape)
+    np.testing.assert_array_equal(written.keys, stored)
+    np.testing.assert_array_equal(written.values, -stored)
