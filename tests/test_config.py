@@ -2,7 +2,7 @@ import pytest
 
 from bigjax import config as configs
 from bigjax import schema
-from bigjax.config import Duration, Horizon
+from bigjax.durations import Duration, Horizon
 from bigjax.errors import ConfigError
 
 MINIMAL = {'model': 'mlp', 'task': 'classification', 'data': 'digits', 'train': {'steps': 10}}

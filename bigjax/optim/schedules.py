@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigjax.config import Duration, Horizon, ScheduleConfig
+from bigjax.config import ScheduleConfig
+from bigjax.durations import Duration, Horizon
 from bigjax.errors import ConfigError
 from bigjax.optim import options
 from bigjax.schema import Fraction, NonNegative, Range

@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from bigjax import components, interop, metrics
-from bigjax.config import Config, Horizon
+from bigjax.config import Config
 from bigjax.data import augment
 from bigjax.data.core import Batch, DataSpec, Splits
 from bigjax.data.load import load as load_data
+from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model

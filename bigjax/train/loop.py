@@ -18,9 +18,10 @@ import jax
 from rich.console import Console
 
 from bigjax import interop, metrics, schema
-from bigjax.config import Config, Duration, InitFrom
+from bigjax.config import Config, InitFrom
 from bigjax.data import batches
 from bigjax.data.core import Batch
+from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding.mesh import process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder, outcome, selection

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.config import Horizon, ScheduleConfig
+from bigjax.config import ScheduleConfig
+from bigjax.durations import Horizon
 from bigjax.errors import ConfigError
 from bigjax.optim.schedules import SCHEDULES, build
 from bigjax.schema import build as from_mapping
