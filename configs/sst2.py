@@ -5,8 +5,8 @@ Command:   bigjax train --config=configs/sst2.py --workdir=runs/sst2 \\
              --config.data.path=sst2_{split}.tsv
            `:finetuned` wants --config.init_from.run=HUB_FOLDER --config.data.tokenizer=HUB_FOLDER
 Hardware:  two CPU cores
-Time:      9 minutes fine-tuned
-Score:     fine-tuned .876 dev accuracy (one seed, 400 steps)
+Time:      27 minutes fine-tuned
+Score:     fine-tuned .900 dev accuracy (one seed, 2,000 steps)
 """
 
 import ml_collections
@@ -26,7 +26,7 @@ def get_config(variant: str = 'scratch') -> ml_collections.ConfigDict:
         'label': 0,
         'class_names': ('negative', 'positive'),
         'header': True,
-        'sequence_length': 40,
+        'sequence_length': 48,
         'splits': {'train': 'train', 'val': 'val'},
     }
     config.optimizer = {
@@ -37,7 +37,7 @@ def get_config(variant: str = 'scratch') -> ml_collections.ConfigDict:
     }
     config.train = {'batch_size': 32, 'log_every': 20}
     config.eval = {
-        'every': '50%',
+        'every': '25%',
         'batch_size': 128,
         'metrics': ('accuracy', 'precision', 'recall', 'f1'),
     }
@@ -46,7 +46,7 @@ def get_config(variant: str = 'scratch') -> ml_collections.ConfigDict:
         config.init_from = {'run': 'minilm'}
         config.data['tokenizer'] = 'minilm'
         config.model['dropout'] = 0.1
-        config.train.steps = 400
+        config.train.steps = 2000
     else:
         config.model.update({'layers': 2, 'width': 128, 'heads': 4, 'dropout': 0.3})
         config.optimizer.learning_rate = 1e-3

@@ -39,7 +39,7 @@ SPECS = {  # of data that may not be on this machine
         tokens=64,
     ),
     'ag_news': labelled(64, 4),
-    'sst2': labelled(40, 2),
+    'sst2': labelled(48, 2),
 }
 
 
