@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 
-from bigjax import components, interop, schema
+from bigjax import interop, schema
 from bigjax.config import Config
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import ConfigError
 from bigjax.interop.export import Trained
-from bigjax.interop.weights import abstract_params, make_module
 from bigjax.models import lora, transformer
 from bigjax.models.transformer import Transformer
 from bigjax.sharding.mesh import make_mesh
@@ -36,7 +35,7 @@ def export_run(workdir: Path, out: Path, to: str, which: str | None = None) -> N
         if config.lora is not None:  # the adapters are folded in
             params = lora.merge(trained.load(workdir, str(step)).params, config.lora)
         else:
-            placed = abstract_params(module, make_mesh(config.mesh))
+            placed = interop.abstract_params(module, make_mesh(config.mesh))
             params = checkpoint.restore_params(checkpoints, step, placed)
     interop.export(Trained(module, jax.device_get(params), tokenizer), out, to)
 
@@ -50,14 +49,6 @@ def _module(config: Config, shapes: Any, tokenizer: Tokenizer | None) -> Transfo
     vocabulary = sizes['embed/embedding'][0]
     tokens = min(vocabulary, tokenizer.vocab_size) if tokenizer else vocabulary
     outputs = (sizes.get('head_bias') or sizes.get('read_out/kernel') or (tokens,))[-1]
-    longest = sizes['positions/embedding'][0] if 'positions/embedding' in sizes else _length(config)
+    longest = trained.max_length(config, shapes)
     known = dataclasses.replace(options, vocab_size=vocabulary, max_length=longest)
-    return make_module(known, outputs)
-
-
-def _length(config: Config) -> int:
-    """What the config says, or of the texts that it was trained on."""
-    if 'max_length' in config.model.options:
-        return config.model.options['max_length']
-    data = components.find('data', config.data.name, 'config.data.name')
-    return components.build_config(data, config.data.options, 'config.data').sequence_length
+    return interop.make_module(known, outputs)

@@ -2,8 +2,11 @@
 
 from bigjax.interop.export import export
 from bigjax.interop.weights import (
+    Pretrained,
+    abstract_params,
     is_pretrained,
     load,
+    make_module,
     model_options,
     open_pretrained,
     read_params,
@@ -11,9 +14,12 @@ from bigjax.interop.weights import (
 )
 
 __all__ = [
+    'Pretrained',
+    'abstract_params',
     'export',
     'is_pretrained',
     'load',
+    'make_module',
     'model_options',
     'open_pretrained',
     'read_params',

@@ -1,6 +1,6 @@
 """A model that was trained, as others use it: without its data and its optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,31 +8,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import interop
+from bigjax import components, interop, schema, trees
 from bigjax.config import Config, override, resolve
 from bigjax.data import tokenizers
 from bigjax.data.core import DataSpec
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import CheckpointError, ConfigError
+from bigjax.models import transformer
 from bigjax.models.core import Model
 from bigjax.sharding.mesh import make_mesh
 from bigjax.sharding.rules import parameter_shardings
 from bigjax.train import checkpoint, folder
 from bigjax.train.build import build_model, build_task
 
-DEFAULT_LENGTH = 128
-"""Of rows, where nothing in the parameters depends on it."""
-
 
 class Trained(NamedTuple):
-    """params lie on the mesh, each where the sharding rules put it. length: tokens of a row."""
+    """params lie on the mesh, each where the sharding rules put it."""
 
     config: Config
     model: Model
     params: Any
     tokenizer: Tokenizer
     mesh: Mesh
-    length: int
 
 
 def load(
@@ -56,10 +53,22 @@ def load(
         which = which or ('best' if config.checkpoint.best else 'latest')
         step = checkpoint.pick(checkpoints, which, config.checkpoint.best)
         shapes = checkpoint.saved_shapes(checkpoints, step)
-        length = shapes.get('params/positions/embedding', (DEFAULT_LENGTH,))[0]
+        length = max_length(config, shapes)
         model = _model(config, tokenizer, length)
         params = checkpoint.restore_params(checkpoints, step, _placed(model, mesh))
-    return Trained(config, model, params, tokenizer, mesh, length)
+    return Trained(config, model, params, tokenizer, mesh)
+
+
+def max_length(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Positions of the longest text: of a learned table among the saved shapes, or as the config
+    says, or as in the data that it names, which need not be here. Raises: ConfigError."""
+    table = shapes.get('params/positions/embedding')
+    if table is not None:
+        return table[0]
+    if said := config.model.options.get('max_length'):
+        return said
+    module = components.find('data', config.data.name, 'config.data.name')
+    return components.build_config(module, config.data.options, 'config.data').sequence_length
 
 
 def import_run(path: Path, workdir: Path) -> None:
@@ -91,16 +100,32 @@ def import_run(path: Path, workdir: Path) -> None:
             'train': {'steps': 1, 'batch_size': 8},
         }
     )
-    mesh = make_mesh(config.mesh)
-    model = _model(config, tokenizer, length)
-    placed = _placed(model, mesh)
-    params, missing = interop.read_params(found, placed)
-    if missing:
-        raise CheckpointError(f'{path} lacks {len(missing)} parameters, the first {missing[0]}')
+    interop.require_tokens(found, tokenizer)
+    _model(config, tokenizer, length)  # refuses, before anything is written, what cannot be run
+    params = _without_spare_logits(_read(found, config), tokenizer.vocab_size)
     folder.claim(workdir, config)
     folder.claim_tokenizer(workdir, tokenizer)
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoint.save_params(checkpoints, params)
+
+
+def _read(found: interop.Pretrained, config: Config) -> Any:
+    """All parameters of the model. Raises: CheckpointError for what the files lack."""
+    options = schema.build(transformer.Config, config.model.options, 'config.model')
+    module = interop.make_module(options, found.vocabulary)
+    shapes = interop.abstract_params(module, make_mesh(config.mesh))
+    params, missing = interop.read_params(found, shapes)
+    if missing:
+        raise CheckpointError(f'{found.where} lacks {len(missing)} parameters: {missing[0]}')
+    return params
+
+
+def _without_spare_logits(params: Any, tokens: int) -> Any:
+    """A read-out may be padded beyond the tokenizer's tokens, which a task's outputs are not."""
+    spared = ('read_out/kernel', 'head_bias')
+    return trees.map_with_name(
+        lambda name, leaf: leaf[..., :tokens] if name in spared else leaf, params
+    )
 
 
 def _placed(model: Model, mesh: Mesh) -> Any:
