@@ -6,7 +6,7 @@ Command:   bigjax train --config=configs/ag_news.py --workdir=runs/ag_news \\
            `:finetuned` wants --config.init_from.run=HUB_FOLDER --config.data.tokenizer=HUB_FOLDER
 Hardware:  two CPU cores
 Time:      5 minutes fine-tuned
-Score:     fine-tuned .902 test accuracy (one seed, 80/20 of 7,600 rows, one epoch)
+Score:     scratch .847, fine-tuned .902 test accuracy (one seed, 80/20 of 7,600 rows, one epoch)
 """
 
 import ml_collections

