@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import config
+from bigjax import config, schema, trees
 from bigjax.data.core import ArraySource, DataSpec, Splits
+from bigjax.models import transformer
 from bigjax.train.build import Run, batch_spec, build
 from bigjax.train.step import train_step
 
@@ -37,6 +38,12 @@ SPECS = {  # of data that may not be on this machine
         jax.ShapeDtypeStruct((64,), np.int32),
         vocab_size=65,
         tokens=64,
+    ),
+    'gpt2': DataSpec(
+        jax.ShapeDtypeStruct((1024,), np.int32),
+        jax.ShapeDtypeStruct((1024,), np.int32),
+        vocab_size=50_257,
+        tokens=1024,
     ),
     'ag_news': labelled(64, 4),
     'sst2': labelled(48, 2),
@@ -88,3 +95,17 @@ def test_configs_touch_no_device(path):
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module)])
     }
     assert names <= {'ml_collections', 'bigjax'}
+
+
+@pytest.mark.parametrize(
+    ('size', 'parameters'),
+    [('124m', 124.4e6), ('350m', 354.8e6), ('774m', 774.0e6), ('1558m', 1557.6e6)],
+)
+def test_sizes_of_gpt2_are_those_published(size, parameters):
+    """As the hub's checkpoints have them; here 47 rows of the token table are spare."""
+    loaded = config.load(f'{CONFIGS[0].parent / "gpt2.py"}:{size}')
+    options = schema.build(transformer.Config, loaded.model.options, 'config.model')
+    tokens = jax.ShapeDtypeStruct((1, 1024), np.int32)
+    model = transformer.build(options, tokens, 50_257, np.float32)
+    spare = 47 * options.width
+    assert trees.count(model.abstract()['params']) - spare == pytest.approx(parameters, rel=1e-3)
