@@ -76,9 +76,14 @@ class Run:
         return dataclasses.replace(state, params=params, optimizer=optimizer, ema=ema)
 
 
-def build(config: Config, splits: Splits | None = None) -> Run:
-    """Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled."""
-    mesh = make_mesh(config.mesh)
+def build(
+    config: Config, splits: Splits | None = None, devices: list[jax.Device] | None = None
+) -> Run:
+    """The run on `devices`, by default all there are.
+
+    Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled.
+    """
+    mesh = make_mesh(config.mesh, devices)
     check_batch_size(
         mesh, config.train.batch_size, config.train.accumulation, 'config.train.batch_size'
     )

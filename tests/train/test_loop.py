@@ -11,7 +11,8 @@ from bigjax import trees
 from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax.train import checkpoint
 from bigjax.train.build import build
-from bigjax.train.loop import Clock, Session, train
+from bigjax.train.clock import Clock
+from bigjax.train.loop import Session, train
 from bigjax.train.progress import Progress
 from bigjax.train.writers import read_events, read_metrics
 from tests.train.tiny import tiny_config
@@ -215,7 +216,7 @@ def test_the_step_compiles_once(tmp_path, caplog):
 
 def test_the_clock_leaves_pauses_out(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr('bigjax.train.loop.time.perf_counter', lambda: now[0])
+    monkeypatch.setattr('bigjax.train.clock.time.perf_counter', lambda: now[0])
     clock = Clock()
     clock.restart(10)
     with clock.paused():
