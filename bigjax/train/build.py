@@ -1,6 +1,7 @@
 """From a config to everything a run needs, on abstract shapes: nothing is materialised here."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -179,6 +180,7 @@ def _recipe(
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
         model=model,
+        forward=_forward(config, task, model),
         task=task,
         optimizer=optimizer,
         schedule=schedule,
@@ -191,6 +193,17 @@ def _recipe(
         l2=config.task.l2,
         ema=config.optimizer.ema,
     )
+
+
+def _forward(config: Config, task: Task, model: Model) -> Callable[..., Any]:
+    if not task.reads_parts:
+        return model.apply
+    if model.parts is None:
+        raise ConfigError(
+            f'config.task.chunk: expected a model that gives its read-out apart, got '
+            f'{config.model.name}; leave chunk out, or see Model.parts'
+        )
+    return model.parts
 
 
 def metric_names(config: Config, task: Task) -> tuple[str, ...]:

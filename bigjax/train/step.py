@@ -24,11 +24,13 @@ from bigjax.train.state import TrainState
 class Recipe:
     """Everything about a step that does not change from step to step.
 
+    forward: the model as the task reads it, whole or in parts.
     trained: a tree like the parameters, False for those that cost no gradient and no penalty.
     standardise: a raw batch -> what the model reads. augment: (key, batch) -> batch, training only.
     """
 
     model: Model
+    forward: Callable[..., Any]
     task: Task
     optimizer: optax.GradientTransformation
     schedule: Callable[[jax.Array], jax.Array]
@@ -79,7 +81,7 @@ def eval_step(
         batch = recipe.task.corrupt(jax.random.key(0), batch)
 
     def apply(inputs: Any) -> Any:
-        return recipe.model.apply(variables, inputs, train=False)[0]
+        return recipe.forward(variables, inputs, train=False)[0]
 
     found = recipe.task.loss(apply, batch)
     return {
@@ -143,7 +145,7 @@ def _loss_sum(
 
     def apply(inputs: Any) -> Any:
         variables = {'params': _filled(trained, params), **collections}
-        outputs, new = recipe.model.apply(variables, inputs, train=True, rngs={'dropout': rng})
+        outputs, new = recipe.forward(variables, inputs, train=True, rngs={'dropout': rng})
         changed.update(new)
         return outputs
 
