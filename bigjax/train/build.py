@@ -62,7 +62,7 @@ class Run:
 
     def init(self) -> TrainState:
         """A fresh state, each leaf made where it belongs."""
-        make = partial(states.init, self.recipe.model, self.recipe.optimizer, _has_ema(self.config))
+        make = _init(self.config, self.recipe.model, self.recipe.optimizer)
         return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
 
     def restart(self, state: TrainState, params: Any) -> TrainState:
@@ -96,8 +96,7 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
     recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
-    init = partial(states.init, model, optimizer, _has_ema(config))
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(_init(config, model, optimizer), jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -130,8 +129,12 @@ def batch_spec(spec: DataSpec, batch_size: int) -> Batch:
     }
 
 
-def _has_ema(config: Config) -> bool:
-    return config.optimizer.ema is not None
+def _init(
+    config: Config, model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+    """From a key to a fresh state."""
+    has_ema, is_scaled = config.optimizer.ema is not None, config.precision.compute == 'float16'
+    return partial(states.init, model, optimizer, has_ema, is_scaled)
 
 
 def _horizon(config: Config, splits: Splits) -> Horizon:
@@ -192,6 +195,7 @@ def _recipe(
         l1=config.task.l1,
         l2=config.task.l2,
         ema=config.optimizer.ema,
+        growth_steps=config.precision.growth_steps,
     )
 
 

@@ -4,6 +4,7 @@ The loss of a step is the weighted mean over the global batch, so it does not de
 of devices or microbatches; penalties on weights are added once a step.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from bigjax.data.core import Batch
 from bigjax.metrics import MetricGroup
 from bigjax.models.core import Model
 from bigjax.tasks.core import Losses, Task
+from bigjax.train import loss_scale
 from bigjax.train.state import TrainState
 
 
@@ -42,6 +44,7 @@ class Recipe:
     l1: float = 0.0
     l2: float = 0.0
     ema: float | None = None
+    growth_steps: int = 2000
 
 
 def train_step(
@@ -69,7 +72,12 @@ def train_step(
         'learning_rate': jnp.asarray(recipe.schedule(state.step), jnp.float32),
         'metrics': sums,
     }
-    return TrainState(state.step + 1, params, collections, optimizer, ema, state.rng), logged
+    after = TrainState(state.step + 1, params, collections, optimizer, ema, state.rng)
+    if state.loss_scale is None:
+        return after, logged
+    after = _scaled_again(recipe, state, after, jnp.isfinite(logged['grad_norm']))
+    scale = {'loss_scale': after.loss_scale.scale, 'skipped_steps': after.loss_scale.skipped}
+    return after, logged | scale
 
 
 def eval_step(
@@ -97,18 +105,29 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
     return recipe.task.predict(recipe.model.apply(variables, inputs, train=False)[0])
 
 
+def _scaled_again(
+    recipe: Recipe, before: TrainState, after: TrainState, finite: jax.Array
+) -> TrainState:
+    """The state after a step under a loss scale: as before but for the step, unless `finite`."""
+    kept = dataclasses.replace(before, step=after.step, loss_scale=None)
+    after = jax.tree.map(lambda old, new: jnp.where(finite, new, old), kept, after)
+    scale = loss_scale.after_step(before.loss_scale, finite, recipe.growth_steps)
+    return dataclasses.replace(after, loss_scale=scale)
+
+
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Any, Any, Any]:
     """Mean loss, its gradient (None if frozen), the collections and metric sums, over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
+    unit = rows if state.loss_scale is None else rows / state.loss_scale.scale
 
     def gradients(collections: Any, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        """Sums over one microbatch, over `rows` to keep numbers near one; and the collections."""
+        """Sums over one microbatch, over `unit` to keep numbers near one; and the collections."""
         differentiate = jax.value_and_grad(_loss_sum, argnums=1, has_aux=True)
         (loss, (weight, sums, collections)), grads = differentiate(
-            recipe, _trained(recipe, state.params), state.params, collections, batch, rng, rows
+            recipe, _trained(recipe, state.params), state.params, collections, batch, rng, unit
         )
         return collections, (loss, grads, weight, sums)
 
@@ -128,7 +147,7 @@ def _accumulated(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (collections, totals), _ = jax.lax.scan(body, (state.collections, zeros), inputs)
     loss, grads, weight, sums = totals
-    scale = rows / weight
+    scale = unit / weight
     return loss * scale, jax.tree.map(lambda grad: grad * scale, grads), collections, sums
 
 
@@ -139,7 +158,7 @@ def _loss_sum(
     collections: Any,
     batch: Batch,
     rng: jax.Array,
-    rows: int,
+    unit: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
     changed: dict[str, Any] = {}
 
@@ -156,7 +175,7 @@ def _loss_sum(
         found.targets,
         _counts(batch, found),
     )
-    return _weighted_sum(found) / rows, (jnp.sum(found.weights), sums, {**collections, **changed})
+    return _weighted_sum(found) / unit, (jnp.sum(found.weights), sums, {**collections, **changed})
 
 
 def _trained(recipe: Recipe, params: Any) -> Any:

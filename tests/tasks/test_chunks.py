@@ -4,13 +4,11 @@ import dataclasses
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigjax.data import batches
 from bigjax.data.core import ArraySource
-from bigjax.errors import ConfigError
 from bigjax.sharding.mesh import replicated
 from bigjax.train.build import build
 from bigjax.train.outcome import evaluator
