@@ -20,7 +20,7 @@ from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model
-from bigjax.optim import groups, optimizers, schedules
+from bigjax.optim import groups, moments, optimizers, schedules
 from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
@@ -94,6 +94,8 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    if config.precision.moments == 'bfloat16':
+        optimizer = moments.in_bfloat16(optimizer, params)
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
     recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
     abstract = jax.eval_shape(_init(config, model, optimizer), jax.random.key(0))

@@ -75,9 +75,12 @@ def train_step(
     after = TrainState(state.step + 1, params, collections, optimizer, ema, state.rng)
     if state.loss_scale is None:
         return after, logged
-    after = _scaled_again(recipe, state, after, jnp.isfinite(logged['grad_norm']))
-    scale = {'loss_scale': after.loss_scale.scale, 'skipped_steps': after.loss_scale.skipped}
-    return after, logged | scale
+    finite = jnp.isfinite(logged['grad_norm'])
+    scale = loss_scale.after_step(state.loss_scale, finite, recipe.growth_steps)
+    logged |= {'loss_scale': scale.scale, 'skipped_steps': scale.skipped}
+    skipped = dataclasses.replace(state, step=after.step, loss_scale=None)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)
+    return dataclasses.replace(after, loss_scale=scale), logged
 
 
 def eval_step(
@@ -103,16 +106,6 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
     """What the model says of one batch, as the task shows it to people."""
     inputs = recipe.standardise(batch)['inputs']
     return recipe.task.predict(recipe.model.apply(variables, inputs, train=False)[0])
-
-
-def _scaled_again(
-    recipe: Recipe, before: TrainState, after: TrainState, finite: jax.Array
-) -> TrainState:
-    """The state after a step under a loss scale: as before but for the step, unless `finite`."""
-    kept = dataclasses.replace(before, step=after.step, loss_scale=None)
-    after = jax.tree.map(lambda old, new: jnp.where(finite, new, old), kept, after)
-    scale = loss_scale.after_step(before.loss_scale, finite, recipe.growth_steps)
-    return dataclasses.replace(after, loss_scale=scale)
 
 
 def _accumulated(

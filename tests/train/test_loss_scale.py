@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -64,7 +65,7 @@ def test_an_overflow_costs_its_step_and_half_the_scale():
             )
         ]
         assert all(same) if skipped else not any(same)
-    falls = [new - old for old, new in zip(scales, scales[1:], strict=False)]
+    falls = [new - old for old, new in itertools.pairwise(scales)]
     assert all((fall == -1) == skipped for fall, skipped in zip(falls, overflowed, strict=True))
 
 
