@@ -20,6 +20,7 @@ from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model
+from bigjax.nn.blocks import HOST_MEMORY
 from bigjax.optim import groups, moments, optimizers, schedules
 from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
 from bigjax.tasks.core import Task
@@ -91,6 +92,7 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     model, settings = build_model(config, splits.spec, task), config.optimizer
     if config.lora is not None:
         settings = lora.freeze(settings, config.lora)
+    _check_offload(config, mesh)
     schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
@@ -137,6 +139,15 @@ def _init(
     """From a key to a fresh state."""
     has_ema, is_scaled = config.optimizer.ema is not None, config.precision.compute == 'float16'
     return partial(states.init, model, optimizer, has_ema, is_scaled)
+
+
+def _check_offload(config: Config, mesh: Mesh) -> None:
+    memories = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if config.model.options.get('remat') == 'offload' and HOST_MEMORY not in memories:
+        raise ConfigError(
+            f"config.model.remat: 'offload' expects devices with {HOST_MEMORY}, got "
+            f"{', '.join(memories)}; use 'projections'"
+        )
 
 
 def _horizon(config: Config, splits: Splits) -> Horizon:
