@@ -32,6 +32,8 @@ class Model:
 
     init: key -> variables.
     apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed).
+    parts: as `apply`, but its outputs are hidden states [B, T, D] and the read-out, a function from
+        some of them, [B, t, D], to logits; None for models that are not made of these.
     axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
     empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
         None for models that cannot.
@@ -43,6 +45,7 @@ class Model:
     axes: Any
     empty_cache: Callable[[int, int], Any] | None = None
     context: int | None = None
+    parts: Callable[..., tuple[Any, Variables]] | None = None
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""
@@ -75,6 +78,13 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
     def init(rng: jax.Array) -> Variables:
         return params.unbox(boxed(rng))
 
+    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
+    return Model(init, applied(module), axes)
+
+
+def applied(module: nn.Module) -> Callable[..., tuple[Any, Variables]]:
+    """The `apply` of a Linen module."""
+
     def apply(
         variables: Variables,
         inputs: Any,
@@ -84,5 +94,4 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         changing = [name for name in variables if name == 'cache' or (train and name != 'params')]
         return module.apply(variables, inputs, train=train, rngs=rngs, mutable=changing)
 
-    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
-    return Model(init, apply, axes)
+    return apply

@@ -24,7 +24,7 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding.mesh import process_rows, replicated
-from bigjax.train import checkpoint, evaluate, folder, outcome, selection
+from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.clock import Clock
@@ -167,8 +167,8 @@ class Session:
         if step in checkpoint.steps(self.checkpoints):
             return
         with self.clock.paused():
-            loss, grad_norm = jax.device_get((self.latest['loss'], self.latest['grad_norm']))
-            self._require_finite(step, float(loss), float(grad_norm))
+            latest = {name: value for name, value in self.latest.items() if name != 'metrics'}
+            self._require_finite(step, jax.device_get(latest))
             started = time.perf_counter()
             scored = {
                 name: points[-1][1]
@@ -193,10 +193,13 @@ class Session:
         numbers |= {f'perf/{name}': value for name, value in timing.items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
-        self._require_finite(step, numbers['train/loss'], numbers['train/grad_norm'])
+        self._require_finite(step, host)
 
-    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    def _require_finite(self, step: int, logged: dict[str, Any]) -> None:
+        """Under a loss scale such a step is skipped, so it may pass while the scale can fall."""
+        loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
+        may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
             there = checkpoint.steps(self.checkpoints)
             self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
             raise Diverged(

@@ -61,8 +61,9 @@ def test_a_whole_run(tmp_path):
     [
         {'model.dropout': 0.3, 'model.norm': 'batch', 'optimizer.ema': 0.9},
         {'train.accumulation': 2, 'optimizer.name': 'muon', 'mesh.tensor': 2, 'mesh.fsdp': 2},
+        {'precision': {'compute': 'float16', 'moments': 'bfloat16', 'growth_steps': 2}},
     ],
-    ids=['batch-norm-ema', 'accumulation-sharded'],
+    ids=['batch-norm-ema', 'accumulation-sharded', 'float16'],
 )
 def test_stopped_and_started_again_is_bit_identical(tmp_path, monkeypatch, values):
     config = tiny_config(**values)
