@@ -1,7 +1,8 @@
 """One training step and one evaluation step: pure functions; jit and shardings are put on outside.
 
 The loss of a step is the weighted mean over the global batch, so it does not depend on the number
-of devices or microbatches; penalties on weights are added once a step.
+of devices or microbatches; penalties on weights are added once a step. Losses that the model itself
+has of a row (a router's, `nn.experts`) weigh as much as the row does.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from bigjax import losses, metrics
 from bigjax.data.core import Batch
 from bigjax.metrics import MetricGroup
 from bigjax.models.core import Model
+from bigjax.nn import experts
 from bigjax.tasks.core import Losses, Task
 from bigjax.train import loss_scale
 from bigjax.train.state import TrainState
@@ -56,7 +58,7 @@ def train_step(
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
     if recipe.task.corrupt is not None:
         batch = recipe.task.corrupt(jax.random.fold_in(step_rng, 2), batch)
-    loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
+    loss, grads, collections, (sums, diagnostics) = _accumulated(recipe, state, batch, model_rng)
     trained = _trained(recipe, state.params)
     penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, trained)
     grads = jax.tree.map(jnp.add, grads, penalty_grads)
@@ -71,6 +73,7 @@ def train_step(
         'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(recipe.schedule(state.step), jnp.float32),
         'metrics': sums,
+        **experts.metrics(diagnostics),
     }
     after = TrainState(state.step + 1, params, collections, optimizer, ema, state.rng)
     if state.loss_scale is None:
@@ -111,7 +114,7 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """Mean loss, its gradient (None if frozen), the collections and metric sums, over all parts."""
+    """Mean loss, its gradient (None if frozen), the collections, sums to log: over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
     unit = rows if state.loss_scale is None else rows / state.loss_scale.scale
@@ -168,7 +171,10 @@ def _loss_sum(
         found.targets,
         _counts(batch, found),
     )
-    return _weighted_sum(found) / unit, (jnp.sum(found.weights), sums, {**collections, **changed})
+    extra, diagnostics = changed.pop('losses', {}), changed.pop('diagnostics', {})
+    loss = _weighted_sum(found) + _row_losses(found, extra)
+    aux = jnp.sum(found.weights), (sums, diagnostics), {**collections, **changed}
+    return loss / unit, aux
 
 
 def _trained(recipe: Recipe, params: Any) -> Any:
@@ -184,6 +190,15 @@ def _filled(tree: Any, params: Any) -> Any:
 def _weighted_sum(found: Losses) -> jax.Array:
     # where, not a product alone: padding may hold anything, and 0 * nan is nan
     return jnp.sum(jnp.where(found.weights > 0, found.values * found.weights, 0.0))
+
+
+def _row_losses(found: Losses, extra: Any) -> jax.Array:
+    """The model's own losses of rows, [..., B] each, weighed as all of the row is."""
+    weights = found.weights.reshape(len(found.weights), -1).sum(1)
+    total = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(extra):
+        total += jnp.sum(leaf.reshape(-1, len(weights)).sum(0) * weights)
+    return total
 
 
 def _counts(batch: Batch, found: Losses) -> jax.Array:
