@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.config import LoraConfig
 from bigjax.data import batches
 from bigjax.data.core import ArraySource
+from bigjax.errors import ConfigError
 from bigjax.sharding.mesh import replicated
-from bigjax.train.build import build
+from bigjax.train.build import batch_spec, build
 from bigjax.train.outcome import evaluator
 from bigjax.train.step import train_step
 from tests.train.tiny import sentences, splits_of, tiny_config
@@ -82,4 +84,46 @@ def test_chunks_change_no_number(case):
     splits = options.pop('splits', sentences)()
     whole, parts = (outcome(splits, config_of(chunk, **options)) for chunk in (None, 4))
     for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(two, one, rtol=2e-5, atol=1e-6)
+
+
+def test_all_logits_are_never_held_at_once():
+    splits, rows, length, vocab = sentences(length=128, vocab=4096), 16, 128, 4096
+    bytes_of = {}
+    for chunk in (None, 16):
+        run = build(config_of(chunk), splits)
+        batch = jax.tree.map(
+            lambda leaf, where=run.batch_sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=where
+            ),
+            batch_spec(splits.spec, rows),
+        )
+        places = (run.shardings, replicated(run.mesh))
+        step = jax.jit(partial(train_step, run.recipe), donate_argnums=0, out_shardings=places)
+        with jax.set_mesh(run.mesh):
+            memory = step.lower(run.abstract, batch).compile().memory_analysis()
+        bytes_of[chunk] = memory.temp_size_in_bytes
+    logits = 4 * rows * length * vocab // jax.device_count()
+    assert bytes_of[None] > 2 * logits  # they and their gradient
+    assert bytes_of[16] < bytes_of[None] - 1.5 * logits
+
+
+def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(ConfigError, match=r'config.task.chunk: expected a divisor of 12.*use 4'):
+        build(config_of(8), sentences())
+    rnn = {'name': 'rnn', 'cell': 'lstm', 'width': 16, 'vocab_size': 16, 'head': 'all'}
+    with pytest.raises(ConfigError, match='gives its read-out apart, got rnn; leave chunk out'):
+        build(config_of(4, model=rnn), sentences())
+
+
+def test_adapters_reach_a_read_out_in_chunks():
+    """A low-rank update of the read-out itself, of the form that Model.parts must merge too."""
+    values = {'model': MODEL | {'tied': False}}
+    found = []
+    for chunk in (None, 4):
+        config = dataclasses.replace(
+            config_of(chunk, **values), lora=LoraConfig(2, targets='read_out/kernel|query/kernel')
+        )
+        found.append(outcome(sentences(), config))
+    for one, two in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(two, one, rtol=2e-5, atol=1e-6)
