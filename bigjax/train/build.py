@@ -147,8 +147,10 @@ def _init(
 
 
 def _check_offload(config: Config, mesh: Mesh) -> None:
+    if config.model.options.get('remat') != 'offload':
+        return
     memories = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
-    if config.model.options.get('remat') == 'offload' and HOST_MEMORY not in memories:
+    if HOST_MEMORY not in memories:
         raise ConfigError(
             f"config.model.remat: 'offload' expects devices with {HOST_MEMORY}, got "
             f"{', '.join(memories)}; use 'projections'"
