@@ -37,6 +37,8 @@ class Model:
     apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed). In training
         there may be two of which no variable comes: 'losses', any tree of arrays [..., B] to add to
         the losses of the rows, and 'diagnostics', sums over the batch to log (`nn.experts`).
+    parts: as `apply`, but its outputs are hidden states [B, T, D] and the read-out, a function from
+        some of them, [B, t, D], to logits; None for models that are not made of these.
     axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
     empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
         None for models that cannot.
@@ -48,6 +50,7 @@ class Model:
     axes: Any
     empty_cache: Callable[[int, int], Any] | None = None
     context: int | None = None
+    parts: Callable[..., tuple[Any, Variables]] | None = None
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""
@@ -81,6 +84,13 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
     def init(rng: jax.Array) -> Variables:
         return params.unbox(boxed(rng))
 
+    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
+    return Model(init, applied(module), axes)
+
+
+def applied(module: nn.Module) -> Callable[..., tuple[Any, Variables]]:
+    """The `apply` of a Linen module."""
+
     def apply(
         variables: Variables,
         inputs: Any,
@@ -91,5 +101,4 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         changing += PASSING if train else ()
         return module.apply(variables, inputs, train=train, rngs=rngs, mutable=changing)
 
-    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
-    return Model(init, apply, axes)
+    return apply

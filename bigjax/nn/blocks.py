@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bigjax.nn import initializers
 from bigjax.nn.activations import Activation
 from bigjax.nn.attend import Implementation
-from bigjax.nn.attention import Attention, Cache
+from bigjax.nn.attention import PROJECTION, Attention, Cache
 from bigjax.nn.dropout import Dropout, drop_samples
 from bigjax.nn.experts import Experts
 from bigjax.nn.initializers import Initializer
@@ -52,8 +52,9 @@ class Config:
     stochastic_depth: the last block's rate of dropping a branch, from 0 at the first.
     attention_implementation: see `nn.attention.attend`.
     scan: compile one block and loop over stacked parameters; None: when layers > 24.
-    remat: what the backward pass computes anew rather than keeping: nothing, all but the products
-        with kernels, or all of a block.
+    remat: what of a block is computed anew in the backward pass rather than kept: 'none' of it; all
+        but its products with kernels ('dots'), or but the 'projections' of attention, which are
+        less; the same with these moved to the host's memory ('offload'); or all ('full').
     """
 
     layers: PositiveInt = 2
@@ -79,7 +80,7 @@ class Config:
     stochastic_depth: Rate = 0.0
     attention_implementation: Implementation | None = None
     scan: bool | None = None
-    remat: Literal['none', 'dots', 'full'] = 'none'
+    remat: Literal['none', 'dots', 'projections', 'offload', 'full'] = 'none'
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.width % self.heads:
@@ -282,7 +283,16 @@ def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:
     return {f'block_{index}': layer for index in range(config.layers)}
 
 
+HOST_MEMORY = 'pinned_host'
+
 REMAT_POLICIES = {
-    'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'projections': jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTION],
+        offload_src='device',
+        offload_dst=HOST_MEMORY,
+    ),
+    'full': jax.checkpoint_policies.nothing_saveable,
 }

@@ -114,14 +114,14 @@ class Experts(nn.Module):
             for name in (f'{kind}_kernel', f'{kind}_bias')[: 1 + self.use_bias]:
                 init = initializers.zeros
                 if name.endswith('kernel'):
-                    init = initializers.of_each(self.out_init if kind == 'out' else self.kernel_init)
+                    init = initializers.of_each(
+                        self.out_init if kind == 'out' else self.kernel_init
+                    )
                 shape = tuple(sizes[axis] for axis in _axes(name))
                 found[name] = param(self, name, init, shape, _axes(name), self.dtype)
         return found
 
-    def _sow(
-        self, logits: jax.Array, route: Route, real: jax.Array, dropped: jax.Array
-    ) -> None:
+    def _sow(self, logits: jax.Array, route: Route, real: jax.Array, dropped: jax.Array) -> None:
         chances, logs = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
         mask, tokens = real[..., None], real.sum(1)
         chosen = jax.nn.one_hot(route.experts, self.experts).sum((1, 2))  # [B, E]
@@ -256,9 +256,8 @@ def dropless(x: jax.Array, route: Route, weights: Weights, activation: Activatio
             return lax.psum_scatter(y, 'expert', scatter_dimension=0, tiled=True)
         return lax.psum(y, 'expert')
 
-    return jax.shard_map(local, in_specs=(rows, Route(rows, rows), kernels), out_specs=rows)(
-        x, route, weights
-    )
+    # one spec stands for both parts of a route
+    return jax.shard_map(local, in_specs=(rows, rows, kernels), out_specs=rows)(x, route, weights)
 
 
 def _sorted(x: jax.Array, route: Route, weights: Weights, activation: Activation) -> jax.Array:
