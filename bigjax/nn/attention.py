@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from bigjax.nn import initializers
-from bigjax.nn.attend import Dropout, Implementation, Rule, attend, attend_cached
+from bigjax.nn.attend import Dropout, Implementation, attend, attend_cached
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import matmul
 from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
+from bigjax.nn.partials import Rule
 from bigjax.nn.positions import Frequencies, rotate
-from bigjax.sharding.rules import constrain
+from bigjax.sharding.rules import constrain, parts
 
 
 class Projection(nn.Module):
@@ -63,7 +64,7 @@ class Cache(NamedTuple):
     def empty(cls, batch: int, places: int, heads: int, size: int, dtype: Any) -> 'Cache':
         """Of one layer; `heads` are key heads."""
         vectors = jnp.zeros((batch, heads, places, size), dtype)
-        vectors = constrain(vectors, ('batch', 'kv_heads', 'sequence', 'head_dim'))
+        vectors = constrain(vectors, ('batch', 'kv_heads', None, 'head_dim'))
         return cls(vectors, vectors, jnp.full((batch, places), -1, jnp.int32))
 
     def write(
@@ -158,6 +159,11 @@ class Attention(nn.Module):
         segments: jax.Array | None,
         train: bool,
     ) -> jax.Array:
+        # Where key heads are fewer than the parts of the heads, each part has those that it needs.
+        copies = math.lcm(self.key_heads, parts('heads', self.heads)) // self.key_heads
+        if copies > 1:
+            axes = ('batch', 'sequence', 'kv_heads', 'head_dim')
+            key, value = (constrain(x.repeat(copies, axis=2), axes) for x in (key, value))
         drops = train and self.dropout > 0
         return attend(
             query,
