@@ -141,6 +141,7 @@ class Attention(nn.Module):
             mixed = attend_cached(query, seen.keys, seen.values, positions, seen.positions, rule)
         else:
             mixed = self._attend(query, key, value, segments, train)
+        mixed = constrain(mixed, ('batch', 'sequence', 'heads', 'head_dim'))
         return Projection(
             x.shape[-1:],
             ('heads', 'head_dim', 'embed'),

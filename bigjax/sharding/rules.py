@@ -120,7 +120,7 @@ def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    return _placed(parameter, names, IN_USE_RULES)
+    return _placed(jax.lax.optimization_barrier(parameter), names, IN_USE_RULES)
 
 
 def _gathered_forward(
