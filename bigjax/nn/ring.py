@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from bigjax.nn.partials import Keys, Partial, Queries, Rule, Summed, add_reached, nothing
 from bigjax.sharding.rules import activation_spec
 
 RING = 'context'
 """The mesh axis that keys go round."""
+BY_QUERY = ('batch', 'kv_heads', None, 'sequence', None)
+SUM = (BY_QUERY, BY_QUERY[:-1], BY_QUERY[:-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -42,9 +43,8 @@ def _forward(queries: Queries, keys: Keys, rule: Rule, summed: Summed) -> tuple[
         return sum._replace(values=sum.normalized())
 
     specs = _specs(queries, keys)
-    found = jax.shard_map(around, in_specs=specs, out_specs=_sum_specs(specs[0]), check_vma=False)(
-        queries, keys
-    )
+    sums = _each(nothing(queries), SUM)
+    found = jax.shard_map(around, in_specs=specs, out_specs=sums, check_vma=False)(queries, keys)
     return found.values, (queries, keys, found)
 
 
@@ -85,11 +85,12 @@ def _backward(rule: Rule, summed: Summed, saved: Any, gradient: jax.Array) -> tu
     of, to = _specs(queries, keys)
     of_queries, of_keys, of_values = jax.shard_map(
         around,
-        in_specs=(of, to, _sum_specs(of), of.vectors),
+        in_specs=(of, to, _each(found, SUM), of.vectors),
         out_specs=(of.vectors, to.vectors, to.values),
         check_vma=False,
     )(queries, keys, found, gradient)
-    return Queries(of_queries, None, None, None), Keys(of_keys, of_values, None, None)
+    none: Any = None  # of integers
+    return Queries(of_queries, none), Keys(of_keys, of_values, none)
 
 
 attend_around.defvjp(_forward, _backward)
@@ -101,25 +102,16 @@ def _passed_on(tree: Any) -> Any:
     return lax.ppermute(tree, RING, [(device, (device + 1) % size) for device in range(size)])
 
 
-def _specs(queries: Queries, keys: Keys) -> tuple[Queries, Keys]:
+def _specs(queries: Queries, keys: Keys) -> tuple[Any, Any]:
     """How both lie on the mesh."""
-    vectors, key_vectors = (
-        ('batch', 'kv_heads', None, 'sequence', None),
-        ('batch', 'kv_heads', 'sequence', None),
-    )
     positions, segments = (None, 'sequence', None), ('batch', 'sequence', None)
-    names = (
-        Queries(vectors, positions, segments, vectors),
-        Keys(key_vectors, key_vectors, positions, segments),
-    )
-    return jax.tree.map(
-        lambda x, axes: None if x is None else activation_spec(axes, x.shape),
-        (queries, keys),
-        names,
-        is_leaf=lambda x: x is None,
+    vectors = ('batch', 'kv_heads', 'sequence', None)
+    return (
+        _each(queries, (BY_QUERY, positions, segments, BY_QUERY)),
+        _each(keys, (vectors, vectors, positions, segments)),
     )
 
 
-def _sum_specs(queries: Queries) -> Partial:
-    by_row = PartitionSpec(*queries.vectors[:-1])
-    return Partial(queries.vectors, by_row, by_row)
+def _each(arrays: Any, names: tuple[tuple[str | None, ...], ...]) -> Any:
+    pairs = zip(arrays, names, strict=True)
+    return type(arrays)(*(None if x is None else activation_spec(n, x.shape) for x, n in pairs))

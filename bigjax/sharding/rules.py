@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigjax import trees
 from bigjax.errors import ConfigError, nearest
-from bigjax.sharding.mesh import BATCH_AXES
+from bigjax.sharding.mesh import BATCH_AXES, check_divides
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -20,6 +20,8 @@ PARAMETER_RULES: Rules = {
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'vocab': ('tensor',),
+    'experts': ('expert',),
+    'router': (),  # its outputs: few, and whole wherever tokens are
     'input': (),
     'output': (),
     'head_dim': (),
@@ -32,6 +34,9 @@ PARAMETER_RULES: Rules = {
     'rank': (),
 }
 
+UNDIVIDED = {'heads': 'heads', 'mlp': 'hidden units', 'experts': 'experts'}
+"""Axes that must divide over the mesh, and what they count: whole they would cost all it saves."""
+
 IN_USE_RULES: Rules = {
     name: tuple(axis for axis in axes if axis != 'fsdp') for name, axes in PARAMETER_RULES.items()
 }
@@ -39,6 +44,8 @@ IN_USE_RULES: Rules = {
 
 ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
+    'experts': ('expert',),
+    'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
     'sequence': ('context',),
     'residual': ('context', 'tensor'),  # the sequence, where each position is on its own
     'embed': (),
@@ -103,6 +110,21 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[s
         return NamedSharding(mesh, found)
 
     return trees.map_with_name(sharding, shapes, axes), notes
+
+
+def check_parameters(axes: Any, shapes: Any, mesh: Mesh) -> None:
+    """Raises: ConfigError if heads, hidden units or experts do not divide over their mesh axis.
+
+    axes, shapes: as in `parameter_shardings`.
+    """
+    leaves = list(zip(jax.tree.leaves(axes), jax.tree.leaves(shapes), strict=True))
+    for name, things in UNDIVIDED.items():
+        (axis,) = PARAMETER_RULES[name]
+        sizes = [
+            leaf.shape[tuple(names).index(name)] for names, leaf in leaves if name in tuple(names)
+        ]
+        if sizes:
+            check_divides(mesh, axis, math.gcd(*sizes), things)
 
 
 def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
