@@ -144,9 +144,7 @@ def test_gradients_are_the_slopes_of_the_loop(capacity):
     gradients = jax.grad(ours, (0, 1))(params, X)
     exact = jax.tree.map(np.float64, (params, X))
     step = 1e-6
-    for gradient, values in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True
-    ):
+    for gradient, values in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
         for at in RNG.integers(values.size, size=6):
             place = np.unravel_index(at, values.shape)
             middle, found = values[place], []
