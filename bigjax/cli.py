@@ -46,7 +46,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         sub.set_defaults(run=run, takes_overrides=bool(parents))
         return sub
 
-    command('train', _train, 'train a model, or go on training it', config, workdir)
+    train = command('train', _train, 'train a model, or go on training it', config, workdir)
+    help = 'trace the steps after START up to STOP into DIR/profile'
+    train.add_argument('--profile', metavar='START:STOP', help=help)
     crossval = command(
         'crossval', _crossval, 'train every fold; mean and deviation', config, workdir
     )
@@ -109,11 +111,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
 
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.study import report
+    from bigjax.train import profiling
     from bigjax.train.loop import train
 
+    profiled = profiling.NOTHING
+    if arguments.profile is not None:
+        profiled = profiling.steps_of(arguments.profile)
     config = _load(arguments, overrides)
     console = Console()
-    train(config, arguments.workdir, console)
+    train(config, arguments.workdir, console, profiled)
     console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
 
 

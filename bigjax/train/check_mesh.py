@@ -37,6 +37,8 @@ from bigjax.train.step import train_step
 
 KINDS = ('init', 'loss', 'gradient', 'parameters')
 ROW = '{:38}{:>10}{:>10}{:>10}{:>12}  {}'
+ROWS = 2
+"""A device, at least: one would be its own mean."""
 FLOOR = 1e-3
 SURE = 1e-2
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 5e-2, 'float16': 1e-2}
@@ -72,7 +74,7 @@ def check(config: Config, steps: int, tolerance: float | None, console: Console)
             'virtual ones'
         )
     config = with_pretrained_shape(config)
-    size = len(devices) * config.train.accumulation
+    size = ROWS * len(devices) * config.train.accumulation
     config = with_values(config, **{'train.batch_size': size, 'eval.batch_size': None})
     tolerance = TOLERANCES[config.precision.compute] if tolerance is None else tolerance
     alone = build(dataclasses.replace(config, mesh=MeshConfig()), devices=devices[:1])
@@ -85,7 +87,7 @@ def check(config: Config, steps: int, tolerance: float | None, console: Console)
     )
     say(ROW.format('mesh', *KINDS, 'worst'))
     failed: list[tuple[float, str]] = []
-    for name, mesh in meshes(alone, len(devices)).items():
+    for name, mesh in meshes(alone, config.mesh, len(devices)).items():
         try:
             run = build(dataclasses.replace(config, mesh=mesh), alone.splits)
         except ConfigError as error:
@@ -158,9 +160,9 @@ def compare(expected: Trace, found: Trace) -> dict[str, Difference]:
     }
 
 
-def meshes(run: Run, num_devices: int) -> dict[str, MeshConfig]:
-    """By name: the config's own mesh, one a preset, and products of axes; only of axes that split
-    the batch or a parameter of the `run`'s model."""
+def meshes(run: Run, own: MeshConfig, num_devices: int) -> dict[str, MeshConfig]:
+    """By name: the config's `own`, one a preset, and products of axes; only of axes that split the
+    batch or a parameter of the `run`'s model."""
     names = {name for axes in jax.tree.leaves(run.recipe.model.axes['params']) for name in axes}
     useful = {'slice', 'data', 'fsdp'}.union(*(PARAMETER_RULES.get(name, ()) for name in names))
     if run.splits.spec.tokens is not None:
@@ -168,7 +170,7 @@ def meshes(run: Run, num_devices: int) -> dict[str, MeshConfig]:
     presets = [(f' ({preset})', MeshConfig(preset=preset)) for preset in get_args(Preset)]
     products = [('', MeshConfig(**sizes)) for sizes in _products(useful, num_devices)]
     found: dict[tuple[str, ...], tuple[str, MeshConfig]] = {}
-    for note, mesh in [(' (config)', run.config.mesh), *presets, *products]:
+    for note, mesh in [(' (config)', own), *presets, *products]:
         sizes = mesh_sizes(mesh, num_devices)
         split = tuple(f'{axis}={size}' for axis, size in sizes.items() if size > 1)
         if note == ' (config)' or all(sizes[axis] == 1 or axis in useful for axis in AXES):
@@ -186,15 +188,16 @@ def _products(axes: set[str], num_devices: int) -> Iterator[dict[str, Any]]:
 
 def _spread(axes: tuple[str, ...], num_devices: int) -> Iterator[dict[str, Any]]:
     """The devices over the axes, more to the last; nothing where an axis would get only one."""
-    sizes, left, factor = {'data': 1, **dict.fromkeys(axes, 1)}, num_devices, 2
-    while left > 1:
-        if left % factor:
-            factor += 1
-            continue
-        smallest = min(reversed(axes), key=lambda axis: sizes[axis])
-        sizes[smallest], left = sizes[smallest] * factor, left // factor
+    sizes = {'data': 1, **dict.fromkeys(axes, 1)}
+    for factor in reversed(_prime_factors(num_devices)):
+        sizes[min(reversed(axes), key=lambda axis: sizes[axis])] *= factor
     if all(sizes[axis] > 1 for axis in axes):
         yield sizes
+
+
+def _prime_factors(number: int) -> list[int]:
+    factor = next((n for n in range(2, number + 1) if number % n == 0), None)
+    return [] if factor is None else [factor, *_prime_factors(number // factor)]
 
 
 class _Kept(NamedTuple):

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from bigjax.config import MeshConfig
 from bigjax.nn import params
 from bigjax.sharding.mesh import BATCH_AXES
 from bigjax.train.build import build
@@ -26,7 +26,7 @@ def get_config():
 
 
 def config(**values):
-    return tiny_config(**{'model': PERCEPTRON, 'train.batch_size': 8, **values})
+    return tiny_config(**{'model': PERCEPTRON, 'train.batch_size': 16, **values})
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def test_noise_is_the_same_on_any_mesh():
     norm takes off again."""
     values = {
         'model': {**PERCEPTRON, 'dropout': 0.5, 'norm': 'batch'},
-        'train': {'steps': 6, 'batch_size': 16, 'accumulation': 2},
+        'train': {'steps': 6, 'batch_size': 32, 'accumulation': 2},
     }
     one = follow(build(config(**values), blobs(), jax.devices()[:1]), 3)
     many = follow(build(config(**values, mesh={'data': 4, 'tensor': 2}), blobs()), 3)
@@ -80,11 +80,13 @@ def with_loss(loss):
 
 def test_a_loss_of_a_shard_is_found():
     def by_shard(values):
+        if jax.sharding.get_abstract_mesh().size == 1:
+            return values
         rows = P(BATCH_AXES)
-        spread = jax.shard_map(lambda v: v * v / v.mean(), in_specs=rows, out_specs=rows)
-        return spread(values) if jax.sharding.get_abstract_mesh().size > 1 else values
+        return jax.shard_map(lambda v: v * v / v.mean(), in_specs=rows, out_specs=rows)(values)
 
-    assert compare(alone(), spread({'data': 8}, with_loss(by_shard)))['loss'].value > 0.01
+    found = compare(alone(), spread({'data': 4, 'tensor': 2}, with_loss(by_shard)))
+    assert found['loss'].value > 0.01
 
 
 def test_a_value_that_counts_devices_is_found():
@@ -129,8 +131,8 @@ def test_differences_by_hand():
 
 
 def test_meshes_are_of_axes_that_split_something():
-    mlp = build(tiny_config(model=PERCEPTRON, **{'mesh.fsdp': 2}), blobs())
-    assert list(meshes(mlp, 8)) == [
+    mlp, own = build(config(), blobs()), MeshConfig(fsdp=2)
+    assert list(meshes(mlp, own, 8)) == [
         'data=4 fsdp=2 (config)',
         'data=8 (dp)',
         'fsdp=8 (fsdp)',
@@ -142,8 +144,8 @@ def test_meshes_are_of_axes_that_split_something():
     ]
     model = {'name': 'transformer', 'layers': 1, 'width': 8, 'heads': 2, 'vocab_size': 16}
     decoder = build(tiny_config(model=model, task='language_model'), sentences())
-    assert 'fsdp=2 context=2 tensor=2' in meshes(decoder, 8)
-    assert list(meshes(mlp, 6)) == ['data=3 fsdp=2 (config)', 'data=6 (dp)', 'fsdp=6 (fsdp)',
+    assert 'fsdp=2 context=2 tensor=2' in meshes(decoder, own, 8)
+    assert list(meshes(mlp, own, 6)) == ['data=3 fsdp=2 (config)', 'data=6 (dp)', 'fsdp=6 (fsdp)',
                                     'tensor=6 (tp)', 'fsdp=3 tensor=2 (fsdp+tp)',
                                     'slice=2 fsdp=3', 'slice=2 tensor=3']  # fmt: skip
 
@@ -164,7 +166,7 @@ def check_mesh(tmp_path, *flags, **environment):
 def test_the_command_makes_virtual_devices(tmp_path):
     done = check_mesh(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert '1 steps of 8 rows' in done.stdout
+    assert '1 steps of 16 rows' in done.stdout
     assert 'on 8 x cpu against one' in done.stdout
     assert 'data=2 tensor=4 (config)' in done.stdout
     assert done.stdout.splitlines()[-1] == 'every mesh computes what one device does'
