@@ -1,0 +1,161 @@
+"""What the scripts for a GPU share: two sides in turn on one card, and a line of JSON for each.
+
+Both sides time their steps alike: a step is dispatched before the one before it is waited for, as
+in the training loop, and what is counted lies between the ends of neighbouring steps.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workers
+from benchmarks.timing import ratio
+from bigjax import schema
+from bigjax.config import Config
+
+SIDES = ('bigjax', 'pytorch')
+SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+ALONE = {'XLA_CLIENT_MEM_FRACTION': '.92'}
+"""Of the environment: whether JAX shares the card with another process."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A worker to be opened."""
+
+    module: str
+    spec: Mapping[str, Any]
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that all scripts take."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--sides', default='bigjax,pytorch', help='one of them, or both in turn')
+    parser.add_argument('--batch', type=int, help='examples a step; each case has a default')
+    parser.add_argument('--rounds', type=int, default=5, help='turns of each side')
+    parser.add_argument('--steps', type=int, default=12, help='timed steps a turn')
+    parser.add_argument('--warmup', type=int, default=10, help='steps before the first turn')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='a field of our config, as in model.remat=dots')  # fmt: skip
+    parser.add_argument('--eager', action='store_true', help='PyTorch without torch.compile')
+    parser.add_argument('--torch-python', default=sys.executable, help='the one that has torch')
+    parser.add_argument('--out', type=Path, help='a file to which the lines of JSON are added')
+    parser.add_argument('--smoke', action='store_true', help='a tiny model, to see that it runs')
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Sides and overrides taken apart; a smoke run is short."""
+    arguments = parser.parse_args(argv)
+    arguments.sides = arguments.sides.split(',')
+    if unknown := set(arguments.sides) - set(SIDES):
+        parser.error(f'--sides: expected some of {", ".join(SIDES)}, got {", ".join(unknown)}')
+    if not all('=' in item for item in arguments.set):
+        parser.error(f'--set: expected KEY=VALUE, got {arguments.set}')
+    arguments.set = dict(item.split('=', 1) for item in arguments.set)
+    if arguments.smoke:
+        arguments.rounds, arguments.steps, arguments.warmup = 2, 2, 1
+        arguments.eager = True
+    return arguments
+
+
+def ours(
+    config: Config, arguments: argparse.Namespace, environment: Mapping[str, str] | None = None
+) -> Side:
+    """The training step of a config."""
+    spec = {'config': schema.to_dict(config), 'warmup': arguments.warmup}
+    base = SHARED if len(arguments.sides) > 1 else ALONE
+    return Side('benchmarks.jax_worker', spec, environment={**base, **(environment or {})})
+
+
+def theirs(spec: Mapping[str, Any], config: Config, arguments: argparse.Namespace) -> Side:
+    """A model of `torch_models` with what is the same in both: the batch, the dtype, the clip."""
+    same = {
+        'batch_size': config.train.batch_size,
+        'compute': config.precision.compute,
+        'clip': config.optimizer.clip,
+    }
+    spec = {**same, **spec, 'compile': not arguments.eager, 'warmup': arguments.warmup}
+    return Side('benchmarks.torch_worker', spec, arguments.torch_python)
+
+
+def race(sides: Mapping[str, Side], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+    """Each side's facts and `rounds` lists of seconds; or its error, and the others go on."""
+    results: dict[str, dict[str, Any]] = {name: {'rounds': []} for name in sides}
+    with ExitStack() as stack:
+        open_workers = {}
+        for name, side in sides.items():
+            try:
+                open_workers[name] = stack.enter_context(
+                    workers.opened(side.module, side.spec, side.python, side.environment)
+                )
+            except workers.WorkerError as error:
+                results[name] = {'error': str(error)}
+        for _ in range(rounds):
+            for name, worker in list(open_workers.items()):
+                try:
+                    results[name]['rounds'].append(worker.steps(steps))
+                    results[name]['facts'] = worker.facts
+                except workers.WorkerError as error:
+                    results[name] = {'error': str(error)}
+                    del open_workers[name]
+    return results
+
+
+def timings(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a side that ran, with the median and spread of its steps."""
+    seconds = sorted(second for turn in result['rounds'] for second in turn)
+    tenths = statistics.quantiles(seconds, n=10, method='inclusive')
+    spread = {
+        'steps': len(seconds),
+        'median': statistics.median(seconds),
+        'low': seconds[0],
+        'high': seconds[-1],
+        'p10': tenths[0],
+        'p90': tenths[-1],
+    }
+    return {**result['facts'], 'step_seconds': spread}
+
+
+def compared(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Median step of ours over theirs, and the median over rounds; nothing without both sides."""
+    if any('rounds' not in results.get(side, {}) for side in SIDES):
+        return {}
+    mine, peer = (results[side]['rounds'] for side in SIDES)
+    medians = [[statistics.median(turn) for turn in turns] for turns in (mine, peer)]
+    whole = [statistics.median(sum(turns, [])) for turns in (mine, peer)]
+    return {
+        'bigjax/pytorch step seconds': whole[0] / whole[1],
+        'median over rounds': ratio(*medians),
+    }
+
+
+def same_size(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises: SystemExit where the two sides are not one model."""
+    counts = {side: r['facts']['parameters'] for side, r in results.items() if 'facts' in r}
+    if len(set(counts.values())) > 1:
+        raise SystemExit(f'the sides have different numbers of parameters: {counts}')
+
+
+def emit(record: Mapping[str, Any], out: Path | None) -> None:
+    """A line of JSON at once, so that a run that is cut off leaves what it had."""
+    line = json.dumps(record)
+    print(line, flush=True)
+    if out is not None:
+        with out.open('a') as lines:
+            lines.write(line + '\n')
+
+
+def cell(value: float | None, form: str) -> str:
+    """A number of a table; 'unknown' for None."""
+    return 'unknown' if value is None else format(value, form)
