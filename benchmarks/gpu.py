@@ -8,9 +8,10 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ SIDES = ('bigjax', 'pytorch')
 SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 ALONE = {'XLA_CLIENT_MEM_FRACTION': '.92'}
 """Of the environment: whether JAX shares the card with another process."""
+
+Rates = Callable[[Config, Mapping[str, Any], float], dict[str, float | None]]
+"""(config, a side's facts, the median of its steps) -> what a script reports."""
+
+Columns = Mapping[str, tuple[str, float, str]]
+"""Of a table, by their heads: a key of the record, what it is multiplied by, and the format."""
+
+BATCH: Columns = {'batch': ('batch_size', 1, 'd')}
+PEAK: Columns = {'peak GiB': ('peak_memory_bytes', 2**-30, '.1f')}
 
 
 @dataclass(frozen=True)
@@ -112,19 +122,50 @@ def race(sides: Mapping[str, Side], rounds: int, steps: int) -> dict[str, dict[s
     return results
 
 
-def timings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a side that ran, with the median and spread of its steps."""
-    seconds = sorted(second for turn in result['rounds'] for second in turn)
+def against_pytorch(
+    case: str,
+    config: Config,
+    spec: Mapping[str, Any],
+    arguments: argparse.Namespace,
+    rates: Rates,
+    columns: Columns,
+) -> list[list[str]]:
+    """One model by the sides that were asked for, in turn: emits lines, and returns rows of a table
+    whose last column is the ratio. Raises: SystemExit where the sides are not one model."""
+    sides = {'bigjax': ours(config, arguments), 'pytorch': theirs(spec, config, arguments)}
+    chosen = {side: sides[side] for side in arguments.sides}
+    results = race(chosen, arguments.rounds, arguments.steps)
+    counts = {side: r['facts']['parameters'] for side, r in results.items() if 'facts' in r}
+    if len(set(counts.values())) > 1:
+        raise SystemExit(f'{case}: the sides have different numbers of parameters: {counts}')
+    rows = []
+    for side, result in results.items():
+        found = {'case': case, 'side': side, 'set': arguments.set, **record(config, result, rates)}
+        emit(found, arguments.out)
+        rows.append([case, side, *cells(found, columns), ''])
+    if ratios := compared(results):
+        emit({'case': case, **ratios}, arguments.out)
+        rows[-1][-1] = f'{ratios["step_seconds_ratio"]:.3f}'
+    return rows
+
+
+def record(config: Config, result: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
+    """What is kept of one side: its facts with the spread of its steps, or its error."""
+    if 'error' in result:
+        return {'error': result['error']}
+    seconds = list(chain(*result['rounds']))
     tenths = statistics.quantiles(seconds, n=10, method='inclusive')
     spread = {
         'steps': len(seconds),
         'median': statistics.median(seconds),
-        'low': seconds[0],
-        'high': seconds[-1],
+        'low': min(seconds),
+        'high': max(seconds),
         'p10': tenths[0],
         'p90': tenths[-1],
     }
-    return {**result['facts'], 'step_seconds': spread}
+    fixed = {'batch_size': config.train.batch_size, 'compute': config.precision.compute}
+    facts = fixed | result['facts']
+    return {**facts, 'step_seconds': spread, **rates(config, facts, spread['median'])}
 
 
 def compared(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -133,18 +174,8 @@ def compared(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         return {}
     mine, peer = (results[side]['rounds'] for side in SIDES)
     medians = [[statistics.median(turn) for turn in turns] for turns in (mine, peer)]
-    whole = [statistics.median(sum(turns, [])) for turns in (mine, peer)]
-    return {
-        'bigjax/pytorch step seconds': whole[0] / whole[1],
-        'median over rounds': ratio(*medians),
-    }
-
-
-def same_size(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises: SystemExit where the two sides are not one model."""
-    counts = {side: r['facts']['parameters'] for side, r in results.items() if 'facts' in r}
-    if len(set(counts.values())) > 1:
-        raise SystemExit(f'the sides have different numbers of parameters: {counts}')
+    whole = [statistics.median(chain(*turns)) for turns in (mine, peer)]
+    return {'step_seconds_ratio': ratio(*medians), 'median_step_ratio': whole[0] / whole[1]}
 
 
 def emit(record: Mapping[str, Any], out: Path | None) -> None:
@@ -156,6 +187,13 @@ def emit(record: Mapping[str, Any], out: Path | None) -> None:
             lines.write(line + '\n')
 
 
-def cell(value: float | None, form: str) -> str:
-    """A number of a table; 'unknown' for None."""
-    return 'unknown' if value is None else format(value, form)
+def cells(found: Mapping[str, Any], columns: Columns) -> list[str]:
+    """Of a record: milliseconds a step, or why there are none, and the columns."""
+    if 'error' in found:
+        return [found['error'][:80].replace('|', '/'), *('' for _ in columns)]
+    step = found['step_seconds']
+    values = [(found[key], scale, form) for key, scale, form in columns.values()]
+    return [
+        f'{step["median"] * 1e3:.4g} ({step["p10"] * 1e3:.4g} to {step["p90"] * 1e3:.4g})',
+        *('unknown' if x is None else format(x * scale, form) for x, scale, form in values),
+    ]

@@ -104,92 +104,56 @@ def torch_spec(config: Config) -> dict[str, Any]:
     }
 
 
-def record(config: Config, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of one side: its facts, or its error."""
-    if 'error' in result:
-        return {'error': result['error']}
-    timed = gpu.timings(result)
+def rates(config: Config, facts: Mapping[str, Any], seconds: float) -> dict[str, float | None]:
+    """Tokens a second, FLOPs a step and MFU by both counts."""
     model, length = config.model.options, config.data.options['sequence_length']
-    batch, seconds = config.train.batch_size, timed['step_seconds']['median']
-    shape = (timed['without_lookups'], model['layers'], model['width'], length, batch * length)
-    flops = {'palm': palm(*shape), 'causal': palm(*shape, causal=True)}
-    kind, devices = timed['device_kind'], timed['devices']
-    return {
-        'batch_size': batch,
+    tokens = config.train.batch_size * length
+    shape = (facts['without_lookups'], model['layers'], model['width'], length, tokens)
+    found: dict[str, float | None] = {
         'sequence_length': length,
-        'compute': config.precision.compute,
-        **timed,
-        'tokens_per_second': batch * length / seconds,
-        'flops_per_step': flops,
-        'mfu': {name: chips.mfu(f, seconds, kind, devices) for name, f in flops.items()},
+        'tokens_per_second': tokens / seconds,
     }
+    for name, flops in {'palm': palm(*shape), 'causal': palm(*shape, causal=True)}.items():
+        found[f'flops_{name}'] = flops
+        found[f'mfu_{name}'] = chips.mfu(flops, seconds, facts['device_kind'], facts['devices'])
+    return found
 
 
-def against_pytorch(arguments: argparse.Namespace) -> list[list[str]]:
-    """Each size by each side, in turn: rows of a table."""
-    rows = []
-    for size in arguments.sizes:
-        config = config_of(size, arguments.batch, arguments.set)
-        sides = {
-            'bigjax': gpu.ours(config, arguments),
-            'pytorch': gpu.theirs(torch_spec(config), config, arguments),
-        }
-        chosen = {side: sides[side] for side in arguments.sides}
-        results = gpu.race(chosen, arguments.rounds, arguments.steps)
-        gpu.same_size(results)
-        for side, result in results.items():
-            found = {'size': size, 'side': side, **record(config, result)}
-            gpu.emit(found, arguments.out)
-            rows.append([size, side, *row(found)])
-        if found := gpu.compared(results):
-            gpu.emit({'size': size, 'compared': found}, arguments.out)
-            rows[-1].append(f'{found["median over rounds"]:.3f}')
-    return [cells + [''] * (9 - len(cells)) for cells in rows]
+COLUMNS: gpu.Columns = {
+    **gpu.BATCH,
+    'tokens a second': ('tokens_per_second', 1, ',.0f'),
+    'MFU': ('mfu_palm', 1, '.1%'),
+    'MFU, causal': ('mfu_causal', 1, '.1%'),
+    **gpu.PEAK,
+}
 
 
-def ablation(arguments: argparse.Namespace) -> list[list[str]]:
+def ablation(size: str, arguments: argparse.Namespace) -> list[list[str]]:
     """Our step with one change at a time, each in a process of its own: rows of a table."""
-    rows = []
-    arguments.sides = ['bigjax']
-    for size in arguments.sizes:
-        batch = arguments.batch or SIZES[size][1]
-        chosen = {
-            name: change for name, change in variants(batch).items() if arguments.only in name
-        }
-        base = None
-        for name, (changes, environment) in {
-            'the config': ({}, {}), **chosen, 'the config again': ({}, {})
-        }.items():  # fmt: skip
-            found = {'size': size, 'change': name}
-            try:
-                config = config_of(size, batch, {**arguments.set, **changes})
-                side = gpu.ours(config, arguments, environment)
-                results = gpu.race({'bigjax': side}, arguments.rounds, arguments.steps)
-                found |= record(config, results['bigjax'])
-            except ConfigError as error:
-                found |= {'error': str(error)}
-            rate = found.get('tokens_per_second')
+    rows, base = [], None
+    batch = arguments.batch or SIZES[size][1]
+    unchanged: tuple[dict[str, Any], dict[str, str]] = ({}, {})
+    changes = {k: v for k, v in variants(batch).items() if arguments.only in k}
+    measured = {'the config': unchanged, **changes, 'the config again': unchanged}
+    for name, (fields, environment) in measured.items():
+        found: dict[str, Any] = {'case': size, 'set': arguments.set, 'change': name}
+        try:
+            config = config_of(size, batch, {**arguments.set, **fields})
+            side = gpu.ours(config, arguments, environment)
+            results = gpu.race({'bigjax': side}, arguments.rounds, arguments.steps)
+            found |= gpu.record(config, results['bigjax'], rates)
+        except ConfigError as error:
+            found |= {'error': str(error)}
+        if rate := found.get('tokens_per_second'):
             base = base or rate
-            if base and rate:
-                found['speed'] = rate / base
-            gpu.emit(found, arguments.out)
-            rows.append([size, name, *row(found), gpu.cell(found.get('speed'), '.3f')])
+            found['speed'] = rate / base
+        gpu.emit(found, arguments.out)
+        rows.append([size, name, *gpu.cells(found, COLUMNS | SPEED)])
     return rows
 
 
-def row(found: Mapping[str, Any]) -> list[str]:
-    """The cells of a record."""
-    if 'error' in found:
-        return ['', found['error'][:80].replace('|', '/'), '', '', '', '']
-    step, peak = found['step_seconds'], found['peak_memory_bytes']
-    return [
-        str(found['batch_size']),
-        f'{step["median"] * 1e3:.4g} ({step["p10"] * 1e3:.4g} to {step["p90"] * 1e3:.4g})',
-        f'{found["tokens_per_second"]:,.0f}',
-        gpu.cell(found['mfu']['palm'], '.1%'),
-        gpu.cell(found['mfu']['causal'], '.1%'),
-        gpu.cell(peak and peak / 2**30, '.1f'),
-    ]
+SPEED: gpu.Columns = {'speed': ('speed', 1, '.3f')}
+"""Tokens a second over those of the first measurement that there was."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -199,16 +163,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--ablate', action='store_true', help='ours, one change at a time')
     parser.add_argument('--only', default='', help='changes whose name has this')
     arguments = gpu.parse(parser, argv)
+    arguments.sides = ['bigjax'] if arguments.ablate else arguments.sides
     arguments.sizes = ['tiny'] if arguments.smoke else arguments.sizes.split(',')
     if unknown := set(arguments.sizes) - set(SIZES):
         parser.error(f'--sizes: expected some of {", ".join(SIZES)}, got {", ".join(unknown)}')
     print(FORMULA)
-    rows = ablation(arguments) if arguments.ablate else against_pytorch(arguments)
-    columns = ['batch', 'ms a step', 'tokens a second', 'MFU', 'MFU, causal', 'peak GiB']
+    rows = []
+    for size in arguments.sizes:
+        if arguments.ablate:
+            rows += ablation(size, arguments)
+        else:
+            config = config_of(size, arguments.batch, arguments.set)
+            spec = torch_spec(config)
+            rows += gpu.against_pytorch(size, config, spec, arguments, rates, COLUMNS)
     if arguments.ablate:
-        print_table(['size', 'change', *columns, 'speed'], rows)
+        print_table(['size', 'change', 'ms a step', *COLUMNS, *SPEED], rows)
     else:
-        print_table(['size', 'side', *columns, 'bigjax / pytorch'], rows)
+        print_table(['size', 'side', 'ms a step', *COLUMNS, 'bigjax / pytorch'], rows)
 
 
 if __name__ == '__main__':

@@ -40,7 +40,12 @@ def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
 def gpt() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
     """The model, a batch, and the loss."""
     ids = torch.randint(65, (12, 65))
-    return GPT(65, 64, 128, 4, 4, bias=False, gelu='none'), ids[:, :-1], ids[:, 1:].flatten(), nn.CrossEntropyLoss()
+    return (
+        GPT(65, 64, 128, 4, 4, bias=False, gelu='none'),
+        ids[:, :-1],
+        ids[:, 1:].flatten(),
+        nn.CrossEntropyLoss(),
+    )
 
 
 def torch_steps(make: Callable, count: int, compiled: bool) -> Callable[[], None]:

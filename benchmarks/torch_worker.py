@@ -26,7 +26,7 @@ def start(spec: dict[str, Any]) -> tuple[Callable[[], dict[str, Any]], Step]:
     inputs, targets = batch(spec, device)
     if len(spec['shape']) == 3:
         model, inputs = (x.to(memory_format=torch.channels_last) for x in (model, inputs))
-    optimizer = make_optimizer(model, spec['optimizer'], is_gpu)
+    optimizer = make_optimizer(model, spec['optimizer'])
     dtype = getattr(torch, spec['compute'])
 
     def loss_of(inputs: torch.Tensor) -> torch.Tensor:
@@ -76,9 +76,7 @@ def batch(spec: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, tor
     return inputs.to(torch.uint8), torch.randint(spec['classes'], shape[:1], device=device)
 
 
-def make_optimizer(
-    model: torch.nn.Module, options: dict[str, Any], is_gpu: bool
-) -> torch.optim.Optimizer:
+def make_optimizer(model: torch.nn.Module, options: dict[str, Any]) -> torch.optim.Optimizer:
     """Fused; it decays what has more than one axis, as nanoGPT does."""
     options = dict(options)
     kind = getattr(torch.optim, options.pop('name'))
@@ -88,7 +86,7 @@ def make_optimizer(
         {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': decay},
         {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
     ]
-    return kind(groups, fused=is_gpu, **options)
+    return kind(groups, fused=True, **options)
 
 
 if __name__ == '__main__':

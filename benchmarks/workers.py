@@ -1,4 +1,4 @@
-"""Steps timed in processes of their own, so that each side has its memory, environment and packages.
+"""Steps timed in processes of their own: each side has its memory, environment and packages.
 
 A worker reads a JSON specification, answers with facts once it is warm, then reads numbers of steps
 and answers each with the seconds that every step took. The standard library only: the interpreter
