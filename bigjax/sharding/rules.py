@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigjax import trees
 from bigjax.errors import ConfigError, nearest
+from bigjax.sharding.mesh import BATCH_AXES
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -37,7 +38,7 @@ IN_USE_RULES: Rules = {
 """Parameters as layers compute with them: gathered over fsdp."""
 
 ACTIVATION_RULES: Rules = {
-    'batch': ('data', 'fsdp'),
+    'batch': BATCH_AXES,
     'sequence': (),
     'embed': (),
     'mlp': ('tensor',),
@@ -60,7 +61,7 @@ def spec(
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in rules:
             raise ConfigError(f'no sharding rule for axis {name!r}: {nearest(name, rules)}')
-        axes = tuple(axis for axis in rules[name] if sizes[axis] > 1) if name is not None else ()
+        axes = () if name is None else tuple(axis for axis in rules[name] if sizes.get(axis, 1) > 1)
         parts = math.prod(sizes[axis] for axis in axes)
         if size % parts:
             refusals.append(f'{name}={size} is not divisible by {"*".join(axes)}={parts}')

@@ -10,6 +10,7 @@ from rich.table import Table
 from bigjax import trees
 from bigjax.config import Config
 from bigjax.models import flops
+from bigjax.sharding.mesh import describe_mesh
 from bigjax.train.build import Run, batch_spec, build, with_pretrained_shape
 from bigjax.train.progress import number
 from bigjax.train.step import train_step
@@ -49,7 +50,7 @@ def summary(run: Run) -> dict[str, str]:
     step_flops = flops.count(partial(train_step, run.recipe), state, batch).flops
     rows = {split: len(source) for split, source in run.splits.sources.items()}
     return {
-        'mesh': ', '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items()),
+        'mesh': describe_mesh(run.mesh),
         'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
         'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
         'parameters': f'{trees.count(state.params):,}',
