@@ -6,6 +6,7 @@ in the training loop, and what is counted lies between the ends of neighbouring 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from bigjax import schema
 from bigjax.config import Config
 
 SIDES = ('bigjax', 'pytorch')
-SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
-ALONE = {'XLA_CLIENT_MEM_FRACTION': '.92'}
-"""Of the environment: whether JAX shares the card with another process."""
+CARD = {'CUDA_VISIBLE_DEVICES': os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]}
+SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **CARD}
+ALONE = {'XLA_CLIENT_MEM_FRACTION': '.92', **CARD}
+"""Of the environment: one card, and whether JAX shares it with another process."""
 
 Rates = Callable[[Config, Mapping[str, Any], float], dict[str, float | None]]
 """(config, a side's facts, the median of its steps) -> what a script reports."""
@@ -96,7 +98,7 @@ def theirs(spec: Mapping[str, Any], config: Config, arguments: argparse.Namespac
         'clip': config.optimizer.clip,
     }
     spec = {**same, **spec, 'compile': not arguments.eager, 'warmup': arguments.warmup}
-    return Side('benchmarks.torch_worker', spec, arguments.torch_python)
+    return Side('benchmarks.torch_worker', spec, arguments.torch_python, CARD)
 
 
 def race(sides: Mapping[str, Side], rounds: int, steps: int) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,7 @@ SIZES: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-def variants(batch: int) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
+def variants(batch: int, length: int) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     """Of the ablation: a name, what changes in the config, and in the environment."""
 
     def flags(text: str) -> dict[str, str]:
@@ -56,13 +56,16 @@ def variants(batch: int) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
         'float32 compute': ({'precision.compute': 'float32'}, {}),
         'half the batch': ({'train.batch_size': max(batch // 2, 1)}, {}),
         'twice the batch': ({'train.batch_size': 2 * batch}, {}),
+        'moments in bfloat16': ({'precision.moments': 'bfloat16'}, {}),
         'remat: dots': ({'model.remat': 'dots'}, {}),
+        'remat: projections': ({'model.remat': 'projections'}, {}),
+        'remat: offload': ({'model.remat': 'offload'}, {}),
         'remat: full': ({'model.remat': 'full'}, {}),
         'layers scanned': ({'model.scan': True}, {}),
         'layers unrolled': ({'model.scan': False}, {}),
         'vocabulary not padded (50,257)': ({'model.vocab_size': 50_257}, {}),
         'logits padded too (50,304)': ({'data.vocab_size': 50_304}, {}),
-        'chunked cross-entropy': ({'task.chunk': 128}, {}),
+        'chunked cross-entropy': ({'task.chunk': max(length // 8, 1)}, {}),
         'JAX_OPTIMIZATION_LEVEL=O1': ({}, {'JAX_OPTIMIZATION_LEVEL': 'O1'}),
         'no Triton GEMM': ({}, flags('--xla_gpu_enable_triton_gemm=false')),
         'latency-hiding scheduler': ({}, flags('--xla_gpu_enable_latency_hiding_scheduler=true')),
@@ -131,9 +134,10 @@ COLUMNS: gpu.Columns = {
 def ablation(size: str, arguments: argparse.Namespace) -> list[list[str]]:
     """Our step with one change at a time, each in a process of its own: rows of a table."""
     rows, base = [], None
-    batch = arguments.batch or SIZES[size][1]
+    usual = config_of(size, arguments.batch, arguments.set)
+    batch, length = usual.train.batch_size, usual.data.options['sequence_length']
     unchanged: tuple[dict[str, Any], dict[str, str]] = ({}, {})
-    changes = {k: v for k, v in variants(batch).items() if arguments.only in k}
+    changes = {k: v for k, v in variants(batch, length).items() if arguments.only in k}
     measured = {'the config': unchanged, **changes, 'the config again': unchanged}
     for name, (fields, environment) in measured.items():
         found: dict[str, Any] = {'case': size, 'set': arguments.set, 'change': name}

@@ -96,15 +96,18 @@ def test_ratios_are_of_medians():
     assert ratios['median_step_ratio'] == 2 / 6
 
 
-@pytest.mark.parametrize(
-    'name', [name for name in gpu_lm.variants(8) if name != 'attention: cuDNN']
-)
+CHANGES = gpu_lm.variants(16, 1024)
+ONLY_ON_A_GPU = ('attention: cuDNN', 'remat: offload')
+
+
+@pytest.mark.parametrize('name', [name for name in CHANGES if name not in ONLY_ON_A_GPU])
 def test_each_change_of_the_ablation_is_one_that_the_config_has(name):
-    changes, environment = gpu_lm.variants(8)[name]
+    changes, environment = CHANGES[name]
     assert bool(changes) != bool(environment)
     if changes:
-        changed = gpu_lm.config_of('tiny', 16, changes)
-        assert changed != gpu_lm.config_of('tiny', 16, {})
+        few = {'model.layers': 2}
+        changed = gpu_lm.config_of('124m', 16, few | changes)
+        assert changed != gpu_lm.config_of('124m', 16, few)
         build(changed)
 
 
@@ -203,12 +206,19 @@ def as_torch(tree, name):
     return read(names['.'.join(modules)])
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Flags for a run of few tokens; its processes have one device."""
+    monkeypatch.setenv('XLA_FLAGS', '')
+    return ['--smoke', '--set=model.vocab_size=512', '--set=data.vocab_size=512']
+
+
 def lines(text):
     return [json.loads(line) for line in text.splitlines() if line.startswith('{')]
 
 
-def test_gpu_lm_runs(capsys, tmp_path):
-    gpu_lm.main(['--smoke', '--sides=bigjax', f'--out={tmp_path / "lm.jsonl"}'])
+def test_gpu_lm_runs(small, capsys, tmp_path):
+    gpu_lm.main([*small, '--sides=bigjax', f'--out={tmp_path / "lm.jsonl"}'])
     text = capsys.readouterr().out
     assert '6 N + 12 L d T' in text
     (found,) = lines(text)
@@ -220,8 +230,8 @@ def test_gpu_lm_runs(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ablation_runs_and_a_change_that_cannot_be_made_is_told(capsys):
-    gpu_lm.main(['--smoke', '--ablate', '--only=cuDNN'])
+def test_an_ablation_runs_and_a_change_that_cannot_be_made_is_told(small, capsys):
+    gpu_lm.main([*small, '--ablate', '--only=cuDNN'])
     first, changed, again = lines(capsys.readouterr().out)
     assert 'expects a GPU' in changed['error']
     assert first['speed'] == 1.0
@@ -231,12 +241,13 @@ def test_an_ablation_runs_and_a_change_that_cannot_be_made_is_told(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'flags'),
-    [(gpu_lm, []), *((gpu_images, [f'--models={case}']) for case in gpu_images.CASES)],
+    [(gpu_lm, None), *((gpu_images, ['--smoke', f'--models={case}']) for case in gpu_images.CASES)],
 )
-def test_both_sides_run(script, flags, capsys):
+def test_both_sides_run(script, flags, small, capsys):
     pytest.importorskip('torch')
-    script.main(['--smoke', *flags])
+    script.main(flags or small)
     ours, theirs, ratios = lines(capsys.readouterr().out)
     assert ours['parameters'] == theirs['parameters']
+    assert ours['devices'] == theirs['devices'] == 1
     assert ours['step_seconds']['steps'] == theirs['step_seconds']['steps'] == 4
     assert ratios['step_seconds_ratio'] > 0
