@@ -13,6 +13,7 @@ code=$HOME/bigjax
 home=$HOME/.bigjax # the environment, and what is known of the job
 venv=$home/venv
 poll=${TPU_POLL_SECONDS:-2}
+patience=${TPU_PATIENCE:-300} # polls
 stop_seconds=${TPU_STOP_SECONDS:-120}
 export PATH=$venv/bin:$HOME/.local/bin:$PATH
 
@@ -62,7 +63,7 @@ apt_get() {
   local waited=0
   # A VM that has just started updates itself, and holds these locks.
   while sudo fuser /var/lib/dpkg/lock-frontend /var/lib/apt/lists/lock >/dev/null 2>&1; do
-    ((waited++ < 300)) || fail 'another process holds the lock of apt'
+    ((waited++ < patience)) || fail 'another process holds the lock of apt'
     sleep "$poll"
   done
   sudo env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=600 "$@"
@@ -148,9 +149,9 @@ END
 
 start() {
   stop
+  rm -f "$home/exit_code" "$home/pid"
   clear_lockfile
   settings
-  rm -f "$home/exit_code" "$home/pid"
   printf '%q ' exec bash "$0" job "$@" >"$home/job.sh"
   # shellcheck disable=SC2016 # the shell in tmux expands it
   tmux -L bigjax new-session -d -s job 'exec bash "$HOME/.bigjax/job.sh"'
@@ -176,7 +177,8 @@ job() { # in tmux
   mv "$home/exit_code.new" "$home/exit_code"
 }
 
-born() { cut -d ' ' -f 22 "/proc/$1/stat"; } # when the process started, in ticks since boot
+# When a process started, in ticks since boot; nothing if it is gone.
+born() { cut -d ' ' -f 22 "/proc/$1/stat" 2>/dev/null || true; }
 
 # Prints the process group of the job if it lives. A pid alone could by now be another's.
 job_group() {
@@ -212,7 +214,7 @@ status() {
 }
 
 clear_lockfile() {
-  local lock=/tmp/libtpu_lockfile
+  local lock=${LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
   if [[ -e $lock ]] && ! sudo fuser -s "$lock"; then sudo rm -f "$lock"; fi
 }
 

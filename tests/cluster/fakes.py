@@ -93,7 +93,8 @@ if script['jobs'] and command.endswith('tpu_worker.sh status'):
     said = following(script['jobs'])
     if said == 'FAIL':
         leave(255)
-    leave(0, ''.join(f'bigjax-job host{{i}} {{state}}\n' for i, state in enumerate(said.split(','))))
+    workers = enumerate(said.split(','))
+    leave(0, ''.join(f'bigjax-job host{{i}} {{state}}\n' for i, state in workers))
 save()
 failed = 0
 for home in homes(words[0]):
@@ -222,5 +223,3 @@ def lives(process: int) -> bool:
         return Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError:
         return False
-
-

@@ -11,7 +11,7 @@ ATTEMPT = ['install', 'smoke', 'start']
 
 
 def babysit(tmp_path, *flags, **script):
-    """The exit code, the cloud, and what was done: create, the worker's verbs, delete."""
+    """The finished process, and what was done: create, the worker's verbs, delete."""
     cloud = Cloud(tmp_path, **({'lives': [['ACTIVE']] * 9} | script))
     said = cloud.run('babysit', *flags, *JOB)
     done = [step for step in cloud.steps() if step in ('create', 'delete', *ATTEMPT)]
@@ -41,19 +41,19 @@ def test_preempted_and_saved_is_run_again(tmp_path):
 
 @pytest.mark.parametrize('job', ['exited 1', 'exited 0,exited 139', 'none', 'running,exited 1'])
 def test_a_crash_is_retried_a_bounded_number_of_times(tmp_path, job):
-    said, done = babysit(tmp_path, '--retries=2', jobs=['running', job])
+    said, done = babysit(tmp_path, '--retries=1', jobs=[job])
     assert said.returncode == 1
-    assert '3 crashes' in said.stderr
-    assert done == ['create', *ATTEMPT * 3, 'delete']
+    assert '2 crashes' in said.stderr
+    assert done == ['create', *ATTEMPT * 2, 'delete']
 
 
 def test_workers_that_end_one_after_another_are_waited_for(tmp_path):
-    said, done = babysit(tmp_path, jobs=['running,exited 0'] * 9 + ['exited 0,exited 0'])
+    said, done = babysit(tmp_path, jobs=['running,exited 0'] * 7 + ['exited 0,exited 0'])
     assert said.returncode == 0
     assert done.count('start') == 1
 
 
-@pytest.mark.parametrize('lost', ['SUSPENDED', 'SUSPENDING', 'FAILED', 'DELETING'])
+@pytest.mark.parametrize('lost', ['SUSPENDED', 'FAILED'])
 def test_a_tpu_lost_while_running_is_deleted_and_made_again(tmp_path, lost):
     lives = [['ACTIVE', 'ACTIVE', lost], ['ACTIVE']]  # asked once before the job, then beside it
     said, done = babysit(tmp_path, lives=lives, jobs=['running', 'exited 0'])
@@ -85,12 +85,17 @@ def test_a_tpu_that_never_comes_is_asked_for_a_bounded_number_of_times(tmp_path,
     assert done[-1] == 'delete'
 
 
+def test_saved_again_and_again_without_progress_is_bounded(tmp_path):
+    said, done = babysit(tmp_path, '--retries=1', jobs=['exited 75'])
+    assert said.returncode == 1
+    assert done.count('start') == 2
+
+
 def test_losses_far_apart_do_not_add_up(tmp_path):
-    script = {'lives': [['ACTIVE']] * 9, 'jobs': ['exited 75'] * 5 + ['exited 0']}
-    cloud = Cloud(tmp_path, **script)
+    cloud = Cloud(tmp_path, lives=[['ACTIVE']], jobs=['exited 75'] * 3 + ['exited 0'])
     said = cloud.run('babysit', '--retries=1', *JOB, TPU_HEALTHY_SECONDS='0')
     assert said.returncode == 0
-    assert cloud.steps().count('start') == 6
+    assert cloud.steps().count('start') == 4
 
 
 @pytest.mark.parametrize('step', ['mkdir', 'install', 'smoke'])
@@ -131,9 +136,3 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
     assert code == 128 + number
     assert cloud.steps()[-1] == 'delete'
     assert list((tmp_path / 'tmp').iterdir()) == []
-
-
-def test_a_signal_with_google_silent_for_a_moment(tmp_path):
-    cloud = Cloud(tmp_path, lives=[['PROVISIONING']], nodes=['READY'])
-    assert interrupted(cloud, 'babysit', *JOB, after='create') == 130
-    assert cloud.steps()[-1] == 'delete'

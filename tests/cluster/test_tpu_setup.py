@@ -288,6 +288,6 @@ def test_from_setup_to_exit_codes_on_two_slices_of_two_workers(tmp_path):
         assert time.monotonic() < deadline
     assert report.count('exited 75') == 4
     for home in homes:
-        assert f"{STRANGE!r} key {home / 'bigjax'}\n" in (home / '.bigjax' / 'log').read_text()
+        assert f'{STRANGE!r} key {home / "bigjax"}\n' in (home / '.bigjax' / 'log').read_text()
     log = cloud.run('logs', '--slices=2').stdout
     assert log == (homes[0] / '.bigjax' / 'log').read_text()
