@@ -25,7 +25,7 @@ crashes_file=slurm-${SLURM_JOB_ID}.crashes # outlives a requeue
 environment() {
   export JAX_OPTIMIZATION_LEVEL=O1 XLA_PYTHON_CLIENT_MEM_FRACTION=.9 NCCL_NVLS_ENABLE=1
   case $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) in
-    *H100* | *H200* | *GH200*) export CUDA_DEVICE_MAX_CONNECTIONS=1 ;; # slower on Blackwell
+    *H100* | *H200*) export CUDA_DEVICE_MAX_CONNECTIONS=1 ;; # slower on Blackwell
   esac
 }
 

@@ -134,7 +134,7 @@ class Cloud:
             'HOME': str(self.here),
             'TMPDIR': str(self.here / 'tmp'),
             'TPU_POLL_SECONDS': '0.01',
-            'TPU_PATIENCE': '5',
+            'TPU_PATIENCE': '3',
             **more,
         }
 

@@ -52,7 +52,7 @@ sys.exit({code})
 
 
 def slurm(tmp_path, code: int, gpu: str = 'NVIDIA H100 80GB HBM3') -> tuple[int, list[str]]:
-    """The exit code of the batch script where that of the tasks is `code`; what scontrol was told."""
+    """The exit code of the script where that of the tasks is `code`; what scontrol was told."""
     executable(tmp_path / 'bin' / 'srun', SRUN.format(python=sys.executable, code=code))
     executable(tmp_path / 'bin' / 'scontrol', '#!/bin/sh\necho "$@" >>told\n')
     executable(tmp_path / 'bin' / 'nvidia-smi', f'#!/bin/sh\necho "{gpu}"\n')
@@ -184,3 +184,28 @@ def test_kubernetes_tpu_slices_have_all_their_hosts():
         chips *= int(size)
     (container,) = pod(jobset)['containers']
     assert job['parallelism'] * container['resources']['limits']['google.com/tpu'] == chips
+
+
+# The guide
+
+
+def guide() -> list[list[str]]:
+    text = (ROOT / 'docs/clusters.md').read_text().replace('\\\n', ' ')
+    lines = re.findall(r'^\./tpu_setup\.sh .*$', text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize('words', guide(), ids=lambda words: words[1])
+def test_commands_of_the_guide(tmp_path, words):
+    _, verb, *rest = words
+    done = subprocess.run(
+        ['bash', str(ROOT / 'tpu_setup.sh'), verb, '--dry-run', *rest],
+        env={'PATH': '/usr/bin:/bin', 'TMPDIR': str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'gcloud compute tpus' in done.stdout
+
+
+def test_the_guide_shows_every_verb():
+    usage = (ROOT / 'tpu_setup.sh').read_text()
+    assert {words[1] for words in guide()} == {*re.search("VERBS='(.*)'", usage)[1].split()}
