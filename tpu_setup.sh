@@ -65,6 +65,7 @@ main() {
   trap 'exit 130' INT
   trap 'exit 143' TERM
   "verb_$verb"
+  exit # and read no more, should this file change while it runs
 }
 
 # The command line
@@ -234,11 +235,22 @@ health() {
   echo ready
 }
 
+# Sets found to what health says, asking again while Google does not answer.
+ask() {
+  local tries
+  for ((tries = 0; tries <= PATIENCE; tries++)); do
+    if found=$(health); then return; fi
+    pause
+  done
+  say 'Google does not answer'
+  return 1
+}
+
 # The state of the job over all workers: running, lagging (some died, others run on), none, or the
 # exit code that counts: first what no retry mends, then what a retry surely does. Fails without ssh.
 job_state() {
   local report states code
-  report=$(worker status) || return
+  report=$(worker status 2>&1) || { echo "$report" >&2 && return 1; }
   states=$(sed -n 's/^bigjax-job [^ ]* //p' <<<"$report" | sort -u)
   has() { grep -qx "$1" <<<"$states"; }
   for code in "$EXIT_USER_ERROR" "$EXIT_DIVERGED"; do
@@ -260,7 +272,7 @@ job_state() {
 verb_create() {
   local node=("--node-id=$name") tier=() found
   if [[ -z $dry_run ]]; then
-    found=$(health) || return
+    ask || return
     [[ $found == missing ]] || refuse "$name is there already, and is $found"
   fi
   ((slices == 1)) || node=("--node-count=$slices" "--node-prefix=$name")
@@ -273,13 +285,8 @@ verb_create() {
 
 verb_wait() {
   if [[ $dry_run ]]; then describe && return; fi
-  local found before='' deaf=0
-  while :; do
-    if found=$(health); then
-      deaf=0
-    elif ((++deaf > PATIENCE)); then
-      say 'Google does not answer' && return 1
-    fi
+  local found before=''
+  while ask; do
     [[ $found == "$before" ]] || say "$name is $found"
     before=$found
     case $found in
@@ -288,6 +295,7 @@ verb_wait() {
     esac
     pause
   done
+  return 1
 }
 
 describe() {
@@ -296,8 +304,8 @@ describe() {
 }
 
 verb_sync() {
-  make_stage && pack &&
-    on_slices ssh_slice 'mkdir -p -m 700 .bigjax' &&
+  if [[ -z ${stage:-} ]]; then make_stage && pack || return; fi # babysit sends one state of the code
+  on_slices ssh_slice 'mkdir -p -m 700 .bigjax' &&
     on_slices scp_slice "$stage/code.tar.gz" "$stage/user.env" "$ROOT/cluster/tpu_worker.sh" &&
     worker unpack
 }

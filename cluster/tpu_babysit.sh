@@ -10,16 +10,20 @@ verb_babysit() {
     return
   fi
   [[ $keep ]] || ours=yes
-  local losses=0 crashes=0 began
-  outcome=''
-  if [[ $(health) == ready && $(job_state) == running ]]; then
+  local losses=0 crashes=0 began outcome='' found
+  ask
+  if [[ $found == ready && $(job_state) == running ]]; then
     say 'a job is running already: watching it'
     outcome=running
   fi
   while ((losses <= retries && crashes <= retries)); do
-    began=$SECONDS
-    if [[ $outcome == running ]] || { bring_up && verb_run; }; then watch_job; else outcome=lost; fi
-    ((SECONDS - began < HEALTHY)) || losses=0
+    if [[ $outcome == running ]] || { bring_up && verb_run; }; then
+      began=$SECONDS
+      watch_job
+      ((SECONDS - began < HEALTHY)) || losses=0
+    else
+      outcome=lost
+    fi
     say "the job: $outcome"
     case $outcome in
       0 | "$EXIT_USER_ERROR" | "$EXIT_DIVERGED") verb_logs || true && return "$outcome" ;;
@@ -35,29 +39,24 @@ verb_babysit() {
 
 bring_up() {
   local found tries
-  found=$(health) || return
+  ask || return
   if [[ $found == lost ]]; then discard && found=missing; fi
   if [[ $found == missing ]]; then verb_create || return; fi
   verb_wait || return
   for ((tries = 0; tries <= retries; tries++)); do # one worker of many may answer late
     if verb_setup; then return; fi
-    [[ $(health) == ready ]] || return
+    ask && [[ $found == ready ]] || return
     pause
   done
   return 1
 }
 
-# Sets outcome: the exit code of the job; none if a worker forgot it; lost.
+# Sets outcome: the exit code of the job; none if a worker forgot it; lagging; lost.
 watch_job() {
-  local deaf=0 mute=0 lagging=0 found
+  local mute=0 lagging=0 found
   outcome=lost
   while pause; do
-    if ! found=$(health); then
-      ((++deaf <= PATIENCE)) || return 0
-      continue
-    fi
-    [[ $found == ready ]] || return 0
-    deaf=0
+    ask && [[ $found == ready ]] || return 0
     if ! found=$(job_state); then
       ((++mute <= retries)) || return 0
       continue
@@ -74,10 +73,11 @@ watch_job() {
 
 # Leftovers eat quota, and hold the name.
 discard() {
-  local tries
+  local tries found
   say "$name is lost: deleting what is left"
   for ((tries = 0; tries <= PATIENCE; tries++)); do
-    if [[ $(health) == missing ]]; then return; fi
+    ask || return
+    [[ $found != missing ]] || return 0
     ((tries % 10)) || verb_delete || true
     pause
   done

@@ -34,9 +34,13 @@ def test_what_no_retry_mends_stops_it(tmp_path, code):
 
 def test_preempted_and_saved_is_run_again(tmp_path):
     # One process saved and left, the other lost its peer: that counts as saved.
-    said, done = babysit(tmp_path, jobs=['exited 134,exited 75', 'running', 'exited 0'])
-    assert said.returncode == 0
-    assert done == ['create', *ATTEMPT, *ATTEMPT, 'delete']
+    cloud = Cloud(tmp_path, lives=[['ACTIVE']], jobs=['exited 134,exited 75', 'exited 0'])
+    assert cloud.run('babysit', *JOB).returncode == 0
+    assert [step for step in cloud.steps() if step in ATTEMPT] == ATTEMPT * 2
+    # The same code each time, whatever has been edited meanwhile.
+    sent = [call[2] for call in cloud.calls() if call[1] == 'scp']
+    assert len(sent) == 2
+    assert len({*sent}) == 1
 
 
 @pytest.mark.parametrize('job', ['exited 1', 'exited 0,exited 139', 'none', 'running,exited 1'])
@@ -77,12 +81,14 @@ def test_leftovers_are_deleted_before_the_start(tmp_path):
 
 @pytest.mark.parametrize('life', [['QUOTA'], ['FAILED'], ['PROVISIONING', 'SUSPENDED']])
 def test_a_tpu_that_never_comes_is_asked_for_a_bounded_number_of_times(tmp_path, life):
-    said, done = babysit(tmp_path, '--retries=2', lives=[life] * 9)
+    cloud = Cloud(tmp_path, lives=[life] * 9)
+    # however long it stood in the queue
+    said = cloud.run('babysit', '--retries=1', *JOB, TPU_HEALTHY_SECONDS='0')
     assert said.returncode == 1
-    assert '3 losses in a row' in said.stderr
-    assert done.count('create') == 3
-    assert 'start' not in done
-    assert done[-1] == 'delete'
+    assert '2 losses in a row' in said.stderr
+    assert cloud.steps().count('create') == 2
+    assert 'ssh' not in cloud.steps()
+    assert cloud.steps()[-1] == 'delete'
 
 
 def test_saved_again_and_again_without_progress_is_bounded(tmp_path):
@@ -118,7 +124,9 @@ def test_a_worker_that_is_mute_for_a_while_is_not_lost(tmp_path):
 
 
 def test_a_running_job_is_watched_not_started_again(tmp_path):
-    said, done = babysit(tmp_path, now=['ACTIVE'], jobs=['running', 'running', 'exited 0'])
+    # not even when Google is silent at first
+    jobs = ['running', 'running', 'exited 0']
+    said, done = babysit(tmp_path, now=['ACTIVE'], down=2, jobs=jobs)
     assert said.returncode == 0
     assert done == ['delete']
 
