@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a training run on Cloud TPU, and back to nothing. See docs/clusters.md.
+# shellcheck disable=SC2329 # the verbs are called by their names
 set -euo pipefail
 
 usage() {
