@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 #   now     what is there at the start, such as ['ACTIVE'], or null
 #   nodes   the states of the TPU VMs, likewise
 #   ssh     {part of a command: how often it fails}; the error is that of one worker of many
+#   hang    part of a command over ssh that takes for ever
 #   jobs    what `tpu_worker.sh status` says, likewise, workers separated by commas; 'FAIL' is ssh's
 #   down    how often Google does not answer
 #   vms     workers to a slice, which then really run what ssh and scp bring
@@ -85,6 +86,10 @@ if verb == 'scp':
             shutil.copy(source, f'{{home}}/{{folder}}')
     leave(0)
 command = flags['command']
+if script['hang'] and script['hang'] in command:
+    note('hanging', os.getpid())
+    save()
+    time.sleep(60)
 for part in script['ssh']:
     if part in command and script['ssh'][part]:
         script['ssh'][part] -= 1
@@ -106,7 +111,8 @@ for home in homes(words[0]):
 sys.exit(failed)
 """
 NOTHING = {
-    'lives': [], 'now': None, 'nodes': ['READY'], 'ssh': {}, 'jobs': [], 'down': 0, 'vms': 0,
+    'lives': [], 'now': None, 'nodes': ['READY'], 'ssh': {}, 'hang': '', 'jobs': [], 'down': 0,
+    'vms': 0,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.cluster.fakes import Cloud
+from tests.cluster.fakes import Cloud, lives
 from tests.cluster.test_tpu_setup import JOB, interrupted
 
 ATTEMPT = ['install', 'smoke', 'start']
@@ -144,3 +144,11 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
     assert code == 128 + number
     assert cloud.steps()[-1] == 'delete'
     assert list((tmp_path / 'tmp').iterdir()) == []
+
+
+def test_a_signal_ends_what_is_going_on_over_ssh(tmp_path):
+    cloud = Cloud(tmp_path, lives=[['ACTIVE']], hang='install')
+    assert interrupted(cloud, 'babysit', '--slices=2', *JOB, after='install') == 130
+    assert cloud.steps()[-1] == 'delete'
+    for line in (tmp_path / 'hanging').read_text().splitlines():
+        assert not lives(int(line))
