@@ -64,9 +64,7 @@ def joined(
     coordinator: HOST:PORT of process 0. seconds: to wait for the others, then exit code 1.
     Raises: ConfigError, EnvironmentProblem for what cannot be started.
     """
-    if (coordinator, num_processes, process_id) == (None, 1, None) or not _start(
-        coordinator, num_processes, process_id, seconds
-    ):
+    if not _start(coordinator, num_processes, process_id, seconds):
         yield
         return
     ended = threading.Event()
@@ -115,7 +113,7 @@ def first(name: str, call: Callable[[], Any], seconds: float) -> Any:
         _service().key_value_set(key, json.dumps(outcome))
     outcome = json.loads(_get(key, seconds))
     if 'error' in outcome:
-        raise getattr(errors, outcome['error'])(outcome['text'])
+        raise getattr(errors, outcome['error'], BigjaxError)(outcome['text'])
     return outcome['value']
 
 
@@ -157,9 +155,11 @@ def _start(
         devices = None
         if named == (None, None, None):
             named, devices = _launched(seconds)
-        if named == (None, None, None):
+        if named in ((None, None, None), (None, 1, None)):
             return False
         address, count, index = _checked(*named)
+        if count == 1:
+            return False
         try:
             with _limited(seconds, address, count, index):
                 jax.distributed.initialize(
