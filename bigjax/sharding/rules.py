@@ -1,7 +1,7 @@
 """From logical axis names to mesh axes: one table for parameters, one for activations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ PARAMETER_RULES: Rules = {
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'vocab': ('tensor',),
+    'experts': ('expert',),
+    'router': (),  # its outputs: few, and whole wherever tokens are
     'input': (),
     'output': (),
     'head_dim': (),
@@ -39,6 +41,8 @@ IN_USE_RULES: Rules = {
 
 ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
+    'experts': ('expert',),
+    'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
     'sequence': (),
     'embed': (),
     'mlp': ('tensor',),
@@ -135,10 +139,37 @@ def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     return _placed(x, names, ACTIVATION_RULES)
 
 
+def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of (weights, *arrays [B, ...]), run for the rows of each device by itself.
+
+    Its first argument is whole over the axes that split rows; other axes stay with the compiler.
+    """
+
+    def of_all(weights: Any, *arrays: Any) -> Any:
+        if _mesh_size() == 1:
+            return function(weights, *arrays)
+        rows = PartitionSpec(BATCH_AXES)
+        return jax.shard_map(
+            function,
+            axis_names=set(BATCH_AXES),
+            in_specs=(PartitionSpec(), *(rows for _ in arrays)),
+            out_specs=rows,
+            check_vma=False,
+        )(weights, *arrays)
+
+    return of_all
+
+
 def _mesh_size() -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    return math.prod(_mesh_sizes().values())
+
+
+def _mesh_sizes() -> dict[str, int]:
+    """Of the axes that the compiler sees to; inside `shard_map` some are not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
 
 
 def _placed(x: jax.Array, names: tuple[str | None, ...], rules: Rules) -> jax.Array:
-    found, _ = spec(names, x.shape, jax.sharding.get_abstract_mesh().shape, rules)
+    found, _ = spec(names, x.shape, _mesh_sizes(), rules)
     return jax.lax.with_sharding_constraint(x, found)
