@@ -148,7 +148,9 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
 
 def test_a_signal_ends_what_is_going_on_over_ssh(tmp_path):
     cloud = Cloud(tmp_path, lives=[['ACTIVE']], hang='install')
-    assert interrupted(cloud, 'babysit', '--slices=2', *JOB, after='install') == 130
+    arguments = ('babysit', '--slices=2', *JOB)
+    code = interrupted(cloud, *arguments, after='install', number=signal.SIGTERM, alone=True)
+    assert code == 143
     assert cloud.steps()[-1] == 'delete'
     for line in (tmp_path / 'hanging').read_text().splitlines():
         assert not lives(int(line))
