@@ -46,7 +46,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         sub.set_defaults(run=run, takes_overrides=bool(parents))
         return sub
 
-    command('train', _train, 'train a model, or go on training it', config, workdir)
+    train = command('train', _train, 'train a model, or go on training it', config, workdir)
+    help = 'trace the steps after START up to STOP into DIR/profile'
+    train.add_argument('--profile', metavar='START:STOP', help=help)
     crossval = command(
         'crossval', _crossval, 'train every fold; mean and deviation', config, workdir
     )
@@ -78,6 +80,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
     exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
+    check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
+    check.add_argument('--steps', type=int, default=3)
+    check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
     doctor = command('doctor', _doctor, 'check this machine')
@@ -106,11 +111,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
 
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.study import report
+    from bigjax.train import profiling
     from bigjax.train.loop import train
 
+    profiled = profiling.NOTHING
+    if arguments.profile is not None:
+        profiled = profiling.steps_of(arguments.profile)
     config = _load(arguments, overrides)
     console = Console()
-    train(config, arguments.workdir, console)
+    train(config, arguments.workdir, console, profiled)
     console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
 
 
@@ -180,6 +189,19 @@ def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.train.describe import describe
 
     describe(_load(arguments, overrides), Console())
+
+
+def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    import jax
+
+    from bigjax.train import check_mesh
+
+    if arguments.steps < 1:
+        raise ConfigError(f'--steps: expected at least 1, got {arguments.steps}')
+    if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', 8)  # of no effect where there is an accelerator
+    config = _load(arguments, overrides)
+    return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:

@@ -23,6 +23,8 @@ from bigjax.durations import Duration
 from bigjax.errors import ConfigError
 from bigjax.schema import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
 
+Preset = Literal['dp', 'fsdp', 'hsdp', 'tp', 'fsdp+tp', 'fsdp+cp', 'fsdp+ep']
+
 NAMED = ('model', 'task', 'data', 'optimizer', 'schedule')
 """Sections that a config may give by their name alone."""
 
@@ -161,18 +163,36 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; `data` left out takes what the others leave over."""
+    """Devices along each axis of the mesh; see `bigjax.sharding.mesh`.
 
+    preset: says which axis takes what the others leave over, and the sizes of those left out.
+    slice: groups of devices joined by a slow network (TPU slices, GPU nodes), each with a copy of
+        the weights; left out, as many as there are where the devices tell, with preset 'hsdp'.
+    data: copies of the weights. fsdp: parts that weights and their moments are cut into.
+    expert: parts that the experts of a mixture are spread over. context: parts of a sequence.
+    tensor: parts of heads and hidden units (Megatron-LM).
+    """
+
+    preset: Preset = 'dp'
+    slice: PositiveInt | None = None
     data: PositiveInt | None = None
-    fsdp: PositiveInt = 1
-    tensor: PositiveInt = 1
+    fsdp: PositiveInt | None = None
+    expert: PositiveInt | None = None
+    context: PositiveInt | None = None
+    tensor: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Compute dtype of activations; parameters and optimizer state are float32 always."""
+    """compute: dtype of activations; parameters, and what is not named here, are float32 always.
 
-    compute: Literal['float32', 'bfloat16'] = 'float32'
+    moments: dtype in which the optimizer's state is kept, but for scalars and initial parameters.
+    growth_steps: float16 scales its loss; the scale doubles after so many steps without overflow.
+    """
+
+    compute: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    moments: Literal['float32', 'bfloat16'] = 'float32'
+    growth_steps: PositiveInt = 2000
 
 
 @dataclass(frozen=True)

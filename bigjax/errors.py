@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_DIVERGED = 70
 EXIT_PREEMPTED = 75
 EXIT_USER_ERROR = 78

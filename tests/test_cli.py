@@ -66,7 +66,7 @@ def test_describe_shows_every_parameter_and_trains_nothing(config, capfd):
     assert '8 x 3' in out
     assert '4 x 3' in out  # half of it on each device of fsdp
     assert 'parameters                       139' in out  # 13 * 8 + 8 + 8 * 3 + 3
-    assert 'mesh                             data=2, fsdp=2, tensor=2' in out
+    assert 'mesh                             data=2 fsdp=2 tensor=2' in out
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_describe_shows_every_parameter_and_trains_nothing(config, capfd):
         (['--config.model.widhts=3'], "unknown key config.model.widhts: did you mean 'widths'"),
         (['--config.optimizer.name=adamm'], "did you mean 'adam'"),
         (['--config.optimizer.bb1=.5'], 'unknown key config.optimizer.bb1'),
-        (['--config.mesh.fsdp=3'], 'meshes that fit: 2x4x1'),
+        (['--config.mesh.fsdp=3'], 'meshes that fit: fsdp=4 data=2'),
         (['--config.train.batch_size=12'], 'expected a multiple of 8'),
         (['--config.train.batch_size=4000'], 'fewer than config.train.batch_size=4000'),
         (['--config.eval.metrics=acuracy'], "no metric 'acuracy'"),

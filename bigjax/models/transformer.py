@@ -16,7 +16,7 @@ has read: first the prompts at once, then a position at a time.
 Shapes: B batch, T sequence, C channels, D width, V vocabulary, O outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from bigjax.errors import ConfigError, nearest
-from bigjax.models.core import Model, from_linen
+from bigjax.models.core import Model, Variables, applied, from_linen
 from bigjax.nn import blocks
 from bigjax.nn.activations import ACTIVATIONS
 from bigjax.nn.blocks import KERNEL_INIT, Sight, make_block_norm, run_blocks
@@ -147,12 +148,29 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
 def as_model(module: 'Transformer', inputs: Any) -> Model:
     """The module as plain functions; one that predicts what comes next can also write on."""
     config = module.config
-    model = from_linen(module, inputs)
+    model = replace(from_linen(module, inputs), sequence=Sequences.read(inputs).length)
+    if config.head == 'tokens':
+        model = replace(model, parts=_parts(module))
     context = module.max_length if config.positions == 'learned' else None
     if config.head != 'tokens' or config.attention != 'causal' or module.vocabulary is None:
         return model
     cache = partial(empty_cache, config, dtype=module.dtype)
     return replace(model, empty_cache=cache, context=context)
+
+
+def _parts(module: 'Transformer') -> Callable[..., Any]:
+    """See `Model.parts`."""
+    trunk = applied(module.clone(config=replace(module.config, head='none')))
+    head = Head(module.config, module.vocabulary, module.max_length, module.outputs, module.dtype)
+    hidden = jax.ShapeDtypeStruct((1, 1, module.config.width), jnp.float32)
+    names = jax.eval_shape(head.init, jax.random.key(0), hidden)['params'].keys()
+
+    def parts(variables: Variables, *args: Any, **kwargs: Any) -> tuple[Any, Variables]:
+        hidden, changed = trunk(variables, *args, **kwargs)
+        own = {name: leaf for name, leaf in variables['params'].items() if name in names}
+        return (hidden, Partial(lambda own, x: head.apply({'params': own}, x), own)), changed
+
+    return parts
 
 
 def _checked(inputs: Any) -> Sequences:
@@ -301,6 +319,17 @@ class Transformer(nn.Module):
             dtype=self.dtype,
             name=name,
         )
+
+
+class Head(Transformer):
+    """Its head 'tokens' alone, under the same parameters: hidden states to logits."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
+        table = None
+        if self.config.tied and self.vocabulary is not None:
+            table = self._table('embed', self.vocabulary, ('vocab', 'embed'))
+        return self._logits(inputs, None, table)
 
 
 def pool(

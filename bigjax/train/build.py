@@ -1,6 +1,7 @@
 """From a config to everything a run needs, on abstract shapes: nothing is materialised here."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +20,10 @@ from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model
-from bigjax.optim import groups, optimizers, schedules
-from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
+from bigjax.nn.blocks import HOST_MEMORY
+from bigjax.optim import groups, moments, optimizers, schedules
+from bigjax.sharding.mesh import batch_sharding, check_batch_size, check_divides, make_mesh
+from bigjax.sharding.rules import check_parameters
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
 from bigjax.train.state import TrainState
@@ -61,7 +64,7 @@ class Run:
 
     def init(self) -> TrainState:
         """A fresh state, each leaf made where it belongs."""
-        make = partial(states.init, self.recipe.model, self.recipe.optimizer, _has_ema(self.config))
+        make = _init(self.config, self.recipe.model, self.recipe.optimizer)
         return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
 
     def restart(self, state: TrainState, params: Any) -> TrainState:
@@ -76,9 +79,14 @@ class Run:
         return dataclasses.replace(state, params=params, optimizer=optimizer, ema=ema)
 
 
-def build(config: Config, splits: Splits | None = None) -> Run:
-    """Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled."""
-    mesh = make_mesh(config.mesh)
+def build(
+    config: Config, splits: Splits | None = None, devices: list[jax.Device] | None = None
+) -> Run:
+    """The run on `devices`, by default all there are.
+
+    Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled.
+    """
+    mesh = make_mesh(config.mesh, devices)
     check_batch_size(
         mesh, config.train.batch_size, config.train.accumulation, 'config.train.batch_size'
     )
@@ -90,13 +98,17 @@ def build(config: Config, splits: Splits | None = None) -> Run:
     model, settings = build_model(config, splits.spec, task), config.optimizer
     if config.lora is not None:
         settings = lora.freeze(settings, config.lora)
+    _check_offload(config, mesh)
     schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
+    check_parameters(model.axes['params'], params, mesh)
+    _check_sequence(model, mesh)
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    if config.precision.moments == 'bfloat16':
+        optimizer = moments.in_bfloat16(optimizer, params)
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
     recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
-    init = partial(states.init, model, optimizer, _has_ema(config))
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(_init(config, model, optimizer), jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -104,6 +116,20 @@ def build(config: Config, splits: Splits | None = None) -> Run:
         shardings,
     )
     return Run(config, mesh, splits, horizon, recipe, placed, notes)
+
+
+def _check_sequence(model: Model, mesh: Mesh) -> None:
+    if mesh.shape['context'] == 1:
+        return
+    if model.sequence is None:
+        raise ConfigError(
+            f'config.mesh.context: expected 1 for a model that reads no sequence in parallel, got '
+            f'{mesh.shape["context"]}'
+        )
+    below = model.sequence // mesh.shape['context'] * mesh.shape['context']
+    lengths = [n for n in (below, below + mesh.shape['context']) if n]
+    rows = f', or rows of {" or ".join(map(str, lengths))}'
+    check_divides(mesh, 'context', model.sequence, 'positions', rows)
 
 
 def with_pretrained_shape(config: Config) -> Config:
@@ -129,8 +155,23 @@ def batch_spec(spec: DataSpec, batch_size: int) -> Batch:
     }
 
 
-def _has_ema(config: Config) -> bool:
-    return config.optimizer.ema is not None
+def _init(
+    config: Config, model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+    """From a key to a fresh state."""
+    has_ema, is_scaled = config.optimizer.ema is not None, config.precision.compute == 'float16'
+    return partial(states.init, model, optimizer, has_ema, is_scaled)
+
+
+def _check_offload(config: Config, mesh: Mesh) -> None:
+    if config.model.options.get('remat') != 'offload':
+        return
+    memories = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if HOST_MEMORY not in memories:
+        raise ConfigError(
+            f"config.model.remat: 'offload' expects devices with {HOST_MEMORY}, got "
+            f"{', '.join(memories)}; use 'projections'"
+        )
 
 
 def _horizon(config: Config, splits: Splits) -> Horizon:
@@ -179,6 +220,7 @@ def _recipe(
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
         model=model,
+        forward=_forward(config, task, model),
         task=task,
         optimizer=optimizer,
         schedule=schedule,
@@ -190,7 +232,19 @@ def _recipe(
         l1=config.task.l1,
         l2=config.task.l2,
         ema=config.optimizer.ema,
+        growth_steps=config.precision.growth_steps,
     )
+
+
+def _forward(config: Config, task: Task, model: Model) -> Callable[..., Any]:
+    if not task.reads_parts:
+        return model.apply
+    if model.parts is None:
+        raise ConfigError(
+            f'config.task.chunk: expected a model that gives its read-out apart, got '
+            f'{config.model.name}; leave chunk out, or see Model.parts'
+        )
+    return model.parts
 
 
 def metric_names(config: Config, task: Task) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding.mesh import process_rows, replicated
-from bigjax.train import checkpoint, evaluate, folder, outcome, selection
+from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.clock import Clock, Work
+from bigjax.train.model_flops import model_flops
+from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
 from bigjax.train.step import train_step
@@ -35,12 +39,19 @@ from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, console: Console | None = None) -> dict[str, float]:
+def train(
+    config: Config,
+    workdir: Path,
+    console: Console | None = None,
+    profiled: range = profiling.NOTHING,
+) -> dict[str, float]:
     """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
 
+    profiled: steps whose trace goes into `workdir/profile`, counted by those that are done before.
     Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
     code.
     """
+    started = time.perf_counter()
     config = with_pretrained_shape(config)
     leads = jax.process_index() == 0
     console = console if console is not None and leads else Console(quiet=True)
@@ -57,16 +68,19 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> dict
             jax.set_mesh(run.mesh),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
-            started = time.perf_counter()
             state, restored = _first_state(run, checkpoints)
+            profiling.check_steps(profiled, restored or 0, run.total_steps)
             sinks = (
                 open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
             )
-            with Writer(workdir if leads else None, restored, sinks) as writer:
+            tracer = profiling.Tracer(profiled if leads else profiling.NOTHING, workdir / 'profile')
+            with Writer(workdir if leads else None, restored, sinks) as writer, tracer:
+                work, formula = _work(run)
                 seconds = time.perf_counter() - started
-                writer.event('start', restored, seconds=seconds, devices=jax.device_count())
+                writer.event('start', restored, seconds=seconds, formula=formula, **asdict(work))
+                clock = Clock(work, started)
                 with progress(run.total_steps, restored or 0, console) as show:
-                    state = Session(run, workdir, checkpoints, writer, show).run(
+                    state = Session(run, workdir, checkpoints, writer, show, clock, tracer).run(
                         state, restored or 0
                     )
                 results = _conclude(run, workdir, checkpoints, state, writer)
@@ -78,7 +92,14 @@ class Session:
     """One attempt: the loop and what it has to remember from step to step."""
 
     def __init__(
-        self, run: Run, workdir: Path, checkpoints: Checkpoints, writer: Writer, show: Progress
+        self,
+        run: Run,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        writer: Writer,
+        show: Progress,
+        clock: Clock,
+        tracer: Tracer,
     ):
         self.ran = run
         self.checkpoints = checkpoints
@@ -87,7 +108,7 @@ class Session:
         self.history = _history(workdir)
         self.evaluate = outcome.evaluator(run)
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.clock = Clock()
+        self.clock, self.tracer = clock, tracer
         self.last_values: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
@@ -117,10 +138,12 @@ class Session:
                         break
                 if finished:
                     break
+                self.tracer.begin(step, state)
                 with self.clock.waiting():
                     batch = next(stream)
                 started = time.perf_counter()
-                state, logged = step_function(state, batch)
+                with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
+                    state, logged = step_function(state, batch)
                 if step == start:
                     seconds = time.perf_counter() - started
                     self.writer.event('compile', step, seconds=seconds)
@@ -130,6 +153,13 @@ class Session:
                 if log_due(step + 1) or step == start:
                     self.pending = step + 1, logged
                 self.latest = logged
+                if self.tracer.ends(step + 1, state):
+                    with self.clock.paused():
+                        started = time.perf_counter()
+                        compiled = step_function.lower(state, batch).compile()  # no second time
+                        log.info(self.tracer.finish(compiled.as_text() or ''))
+                        seconds = time.perf_counter() - started
+                        self.writer.event('profile', step + 1, seconds=seconds)
         self._log()
         return state
 
@@ -166,8 +196,8 @@ class Session:
         if step in checkpoint.steps(self.checkpoints):
             return
         with self.clock.paused():
-            loss, grad_norm = jax.device_get((self.latest['loss'], self.latest['grad_norm']))
-            self._require_finite(step, float(loss), float(grad_norm))
+            latest = {name: value for name, value in self.latest.items() if name != 'metrics'}
+            self._require_finite(step, jax.device_get(latest))
             started = time.perf_counter()
             scored = {
                 name: points[-1][1]
@@ -188,14 +218,16 @@ class Session:
         groups = run.recipe.train_groups
         measured = metrics.compute(groups, metrics.accumulate(groups, None, host.pop('metrics')))
         numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
-        timing = self.clock.lap(step, run.config.train.batch_size, run.splits.spec.tokens)
-        numbers |= {f'perf/{name}': value for name, value in timing.items()}
+        numbers |= {f'perf/{name}': value for name, value in self.clock.lap(step).items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
-        self._require_finite(step, numbers['train/loss'], numbers['train/grad_norm'])
+        self._require_finite(step, host)
 
-    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    def _require_finite(self, step: int, logged: dict[str, Any]) -> None:
+        """Under a loss scale such a step is skipped, so it may pass while the scale can fall."""
+        loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
+        may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
             there = checkpoint.steps(self.checkpoints)
             self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
             raise Diverged(
@@ -205,45 +237,13 @@ class Session:
             )
 
 
-class Clock:
-    """Seconds a step, without evaluation and saving."""
-
-    def __init__(self) -> None:
-        self.step: int | None = None
-        self.idle = self.waited = 0.0
-
-    def restart(self, step: int) -> None:
-        self.step, self.since = step, time.perf_counter()
-        self.idle = self.waited = 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.idle += time.perf_counter() - started
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - started
-
-    def lap(self, step: int, batch_size: int, tokens: int | None) -> dict[str, float]:
-        """Throughput since the last lap; nothing at the first step, which compiles."""
-        if self.step is None or step <= self.step:
-            self.restart(step)
-            return {}
-        steps = step - self.step
-        seconds = (time.perf_counter() - self.since - self.idle) / steps
-        timing = {
-            'step_seconds': seconds,
-            'data_wait_seconds': self.waited / steps,
-            'examples_per_second': batch_size / seconds,
-        }
-        if tokens is not None:
-            timing['tokens_per_second'] = batch_size * tokens / seconds
-        self.restart(step)
-        return timing
+def _work(run: Run) -> tuple[Work, str]:
+    """What a step does, and by which formula its FLOPs are counted."""
+    flops = model_flops(run)
+    kind, size = run.mesh.devices.flat[0].device_kind, run.config.train.batch_size
+    tokens = run.splits.spec.tokens
+    tokens = None if tokens is None else size * tokens
+    return Work(size, tokens, flops.a_step, kind, run.mesh.size), flops.formula
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:

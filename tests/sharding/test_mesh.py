@@ -7,24 +7,53 @@ from bigjax.errors import ConfigError
 from bigjax.sharding import mesh as meshes
 
 
+def sizes(config: MeshConfig, *devices: int) -> dict[str, int]:
+    """Without the axes of size 1."""
+    return {axis: n for axis, n in meshes.mesh_sizes(config, *devices).items() if n > 1}
+
+
 def test_the_axis_left_out_takes_what_is_over():
-    assert meshes.mesh_sizes(MeshConfig(), 8) == (8, 1, 1)
-    assert meshes.mesh_sizes(MeshConfig(fsdp=2, tensor=2), 8) == (2, 2, 2)
-    assert dict(meshes.make_mesh(MeshConfig(fsdp=8)).shape) == {'data': 1, 'fsdp': 8, 'tensor': 1}
+    assert sizes(MeshConfig(), 8) == {'data': 8}
+    assert sizes(MeshConfig(fsdp=2, tensor=2), 8) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+    mesh = meshes.make_mesh(MeshConfig(fsdp=8))
+    assert mesh.axis_names == meshes.AXES
+    assert mesh.shape['fsdp'] == mesh.size == 8
+
+
+@pytest.mark.parametrize(
+    ('config', 'expected'),
+    [
+        (MeshConfig('fsdp'), {'fsdp': 16}),
+        (MeshConfig('fsdp', data=4), {'data': 4, 'fsdp': 4}),
+        (MeshConfig('hsdp', slice=2), {'slice': 2, 'fsdp': 8}),
+        (MeshConfig('tp'), {'tensor': 16}),
+        (MeshConfig('fsdp+tp'), {'fsdp': 4, 'tensor': 4}),
+        (MeshConfig('fsdp+tp', tensor=2), {'fsdp': 8, 'tensor': 2}),
+        (MeshConfig('fsdp+cp'), {'fsdp': 4, 'context': 4}),
+        (MeshConfig('fsdp+ep', slice=2), {'slice': 2, 'fsdp': 4, 'expert': 2}),
+    ],
+)
+def test_a_preset_names_a_mesh(config, expected):
+    assert sizes(config, 16) == expected
+
+
+def test_slices_that_the_devices_tell_of_get_an_axis():
+    assert sizes(MeshConfig('fsdp'), 16, 2) == {'slice': 2, 'fsdp': 8}
+    assert sizes(MeshConfig('fsdp', slice=1), 16, 2) == {'fsdp': 16}
 
 
 @pytest.mark.parametrize('config', [MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(tensor=16)])
 def test_a_wrong_product_is_refused_with_meshes_that_fit(config):
-    with pytest.raises(
-        ConfigError, match=r'= 8 devices, got .*; meshes that fit: \dx\dx\d'
-    ) as error:
+    with pytest.raises(ConfigError, match=r'= 8 devices, got .*; meshes that fit: ') as error:
         meshes.make_mesh(config)
-    offered = str(error.value).split('fit: ')[1].split(', ')
-    assert all(np.prod([int(n) for n in mesh.split('x')]) == 8 for mesh in offered)
+    offered = str(error.value).split('fit: ')[1].split(', or ')
+    for mesh in offered:
+        found = MeshConfig(**{k: int(n) for k, n in (axis.split('=') for axis in mesh.split())})
+        assert meshes.make_mesh(found).size == 8
 
 
 def test_the_nearest_mesh_comes_first():
-    with pytest.raises(ConfigError, match='meshes that fit: 2x4x1'):
+    with pytest.raises(ConfigError, match='meshes that fit: fsdp=4 data=2, or '):
         meshes.make_mesh(MeshConfig(fsdp=3))
 
 
