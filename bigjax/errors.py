@@ -44,6 +44,17 @@ class Preempted(BigjaxError):
     exit_code = EXIT_PREEMPTED
 
 
+class PeerLost(BigjaxError):
+    """Another process of the run is gone, or late; another try may go well."""
+
+    exit_code = EXIT_FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """The message, whatever line breaks are in it."""
+    return ' '.join(str(error).split())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt `name`: the closest of `known`, or all of them when there are few."""
     known = sorted(known)

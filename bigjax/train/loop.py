@@ -6,10 +6,9 @@ only evaluation and saving wait for them.
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,14 @@ from bigjax.data import batches
 from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
+from bigjax.sharding import hosts
 from bigjax.sharding.mesh import process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.clock import Clock, Work
 from bigjax.train.model_flops import model_flops
+from bigjax.train.preemption import stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
@@ -53,15 +54,13 @@ def train(
     """
     started = time.perf_counter()
     config = with_pretrained_shape(config)
-    leads = jax.process_index() == 0
+    leads = hosts.leads()
     console = console if console is not None and leads else Console(quiet=True)
-    if leads:
-        folder.claim(workdir, config)
+    folder.claim(workdir, config)
     with logging_to(workdir if leads else None, console):
         run = build(config)
         _check_metric_names(run)
-        if leads:
-            folder.claim_tokenizer(workdir, run.splits.tokenizer)
+        folder.claim_tokenizer(workdir, run.splits.tokenizer)
         for note in run.notes:
             log.info(note)
         with (
@@ -77,7 +76,14 @@ def train(
             with Writer(workdir if leads else None, restored, sinks) as writer, tracer:
                 work, formula = _work(run)
                 seconds = time.perf_counter() - started
-                writer.event('start', restored, seconds=seconds, formula=formula, **asdict(work))
+                writer.event(
+                    'start',
+                    restored,
+                    seconds=seconds,
+                    processes=jax.process_count(),
+                    formula=formula,
+                    **asdict(work),
+                )
                 clock = Clock(work, started)
                 with progress(run.total_steps, restored or 0, console) as show:
                     state = Session(run, workdir, checkpoints, writer, show, clock, tracer).run(
@@ -105,7 +111,7 @@ class Session:
         self.checkpoints = checkpoints
         self.writer = writer
         self.show = show
-        self.history = _history(workdir)
+        self.history = hosts.first('history', partial(_history, workdir), 60)
         self.evaluate = outcome.evaluator(run)
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.clock, self.tracer = clock, tracer
@@ -123,17 +129,18 @@ class Session:
         eval_due, save_due, log_due = (
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
         )
-        with closing(_stream(run, start)) as stream, _stop_requests() as asked_to_stop:
+        with closing(_stream(run, start)) as stream, stop_requests() as asked_to_stop:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
                 if step > start:
                     improved = eval_due(step) and self._evaluate(step, state)
-                    stopping = bool(asked_to_stop) or self._waited_enough(eval_due(step))
+                    request = asked_to_stop()
+                    stopping = bool(request) or self._waited_enough(eval_due(step))
                     if improved or save_due(step) or stopping:
                         self._save(step, state)
-                    if asked_to_stop and not finished:
-                        raise Preempted(f'stopped by {asked_to_stop[0]} and saved at step {step}')
+                    if request and not finished:
+                        raise Preempted(f'stopped by {request} and saved at step {step}')
                     if stopping:
                         break
                 if finished:
@@ -304,7 +311,7 @@ def _conclude(
         if split in run.splits.sources:
             results |= outcome.report_split(run, state.eval_variables, split, step, workdir)
     test = {name: value for name, value in results.items() if name.startswith('test/')}
-    if test and not _is_tested(workdir):  # a finished run that is run again
+    if test and hosts.leads() and not _is_tested(workdir):  # a finished run that is run again
         writer.metrics(last, test)
     writer.event('final_eval', step, seconds=time.perf_counter() - started)
     writer.event('done', last)
@@ -316,7 +323,7 @@ def _is_tested(workdir: Path) -> bool:
 
 
 def _history(workdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Values of val so far, by name."""
+    """Values of val so far, by name. Read by process 0, which writes them."""
     if not (workdir / 'metrics.jsonl').is_file():
         return {}
     return {
@@ -339,25 +346,3 @@ def _check_metric_names(run: Run) -> None:
     if run.config.train.early_stopping is not None:
         metric = run.config.train.early_stopping.metric
         selection.check_metric(metric, measured, 'config.train.early_stopping.metric')
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """A list that gets the name of a SIGTERM or SIGINT; the loop then saves and stops."""
-    asked: list[str] = []
-    before: dict[int, Any] = {}
-
-    def ask(number: int, _: Any) -> None:
-        asked.append(signal.Signals(number).name)
-        signal.signal(number, before[number])  # a second one is not held back
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: somebody else handles signals
-        pass
-    try:
-        yield asked
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)
