@@ -20,11 +20,11 @@ from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model
 from bigjax.optim import groups, optimizers, schedules
-from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh
+from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
 from bigjax.train.state import TrainState
-from bigjax.train.step import Recipe
+from bigjax.train.step import Recipe, train_step
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,22 @@ class Run:
         return batch_sharding(self.mesh)
 
     @property
+    def abstract_batch(self) -> Batch:
+        """A training batch as shapes with shardings."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.batch_sharding),
+            batch_spec(self.splits.spec, self.config.train.batch_size),
+        )
+
+    def jitted_step(self) -> Any:
+        """`train_step` as the loop runs it; the state that goes in is given up."""
+        return jax.jit(
+            partial(train_step, self.recipe),
+            donate_argnums=0,
+            out_shardings=(self.shardings, replicated(self.mesh)),
+        )
+
+    @property
     def eval_batch_size(self) -> int:
         return self.config.eval.batch_size or self.config.train.batch_size
 
@@ -76,9 +92,14 @@ class Run:
         return dataclasses.replace(state, params=params, optimizer=optimizer, ema=ema)
 
 
-def build(config: Config, splits: Splits | None = None) -> Run:
-    """Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled."""
-    mesh = make_mesh(config.mesh)
+def build(
+    config: Config, splits: Splits | None = None, devices: list[jax.Device] | None = None
+) -> Run:
+    """The run on `devices`, by default all there are.
+
+    Raises: ConfigError or DataError for whatever cannot be run, before anything is compiled.
+    """
+    mesh = make_mesh(config.mesh, devices)
     check_batch_size(
         mesh, config.train.batch_size, config.train.accumulation, 'config.train.batch_size'
     )

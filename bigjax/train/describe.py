@@ -54,15 +54,15 @@ def summary(run: Run) -> dict[str, str]:
         'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
         'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
         'parameters': f'{trees.count(state.params):,}',
-        'parameters, bytes a device': _size(_bytes_a_device(state.params)),
-        'optimizer state, bytes a device': _size(_bytes_a_device(state.optimizer)),
-        'whole state, bytes a device': _size(_bytes_a_device(state)),
-        'FLOPs a step (jaxpr)': _si(step_flops),
-        'FLOPs of the run': _si(step_flops * run.total_steps),
+        'parameters, bytes a device': in_bytes(bytes_a_device(state.params)),
+        'optimizer state, bytes a device': in_bytes(bytes_a_device(state.optimizer)),
+        'whole state, bytes a device': in_bytes(bytes_a_device(state)),
+        'FLOPs a step (jaxpr)': si(step_flops),
+        'FLOPs of the run': si(step_flops * run.total_steps),
     }
 
 
-def _bytes_a_device(tree: Any) -> int:
+def bytes_a_device(tree: Any) -> int:
     shards = [
         jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
         for leaf in jax.tree.leaves(tree)
@@ -80,11 +80,11 @@ def _axes(part: Any) -> str:
     return part if isinstance(part, str) else '*'.join(part)
 
 
-def _size(num_bytes: float) -> str:
+def in_bytes(num_bytes: float) -> str:
     return _scaled(num_bytes, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
     return _scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'))
 
 

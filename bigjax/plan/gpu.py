@@ -1,0 +1,1 @@
+def target_config(name): raise NotImplementedError
