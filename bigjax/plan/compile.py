@@ -249,7 +249,8 @@ def out_of_memory(message: str) -> OutOfMemory | None:
     """What a compiler's refusal says; None for any other error."""
     if not re.search('CompileTimeHbmOom|RESOURCE_EXHAUSTED|[Oo]ut of memory', message):
         return None
-    match = re.search(r'Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm', message)
+    size = r'\(?([\d.]+[KMGT]?)\)?'
+    match = re.search(f'{size} (?:of|exceeds available HBM) {size}', message)
     needed, available = (_bytes(text) for text in match.groups()) if match else (None, None)
     return OutOfMemory(needed, available)
 

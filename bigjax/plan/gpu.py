@@ -1,1 +1,64 @@
-def target_config(name): raise NotImplementedError
+"""What XLA's GPU compiler wants to know of a card that is not there."""
+
+from typing import NamedTuple
+
+from bigjax.chips import CHIPS
+from bigjax.plan.targets import GPUS
+
+
+class Card(NamedTuple):
+    """NVIDIA's architecture papers: compute capability, multiprocessors (SMs), float32 units of an
+    SM, bytes of L2 cache, of an SM's shared memory, and of that a block's, and the clock in GHz."""
+
+    capability: tuple[int, int]
+    cores: int
+    units: int
+    l2: int
+    shared: int
+    block_shared: int
+    clock: float
+
+
+KIB, MIB = 2**10, 2**20
+_HOPPER = Card((9, 0), 132, 128, 50 * MIB, 228 * KIB, 227 * KIB, 1.98)
+CARDS = {
+    'a100': Card((8, 0), 108, 64, 40 * MIB, 164 * KIB, 163 * KIB, 1.41),
+    'h100': _HOPPER,
+    'h200': _HOPPER,
+    'b200': Card((10, 0), 148, 128, 126 * MIB, 228 * KIB, 227 * KIB, 1.965),
+}
+
+
+def target_config(name: str) -> str:
+    """The card as a text proto, `stream_executor.GpuTargetConfigProto`."""
+    card, chip = CARDS[name], CHIPS[GPUS[name]]
+    major, minor = card.capability
+    features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'  # such as wgmma: sm_90a
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: {2**31 - 1}
+  block_dim_limit_y: {2**16 - 1}
+  block_dim_limit_z: {2**16 - 1}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: {48 * KIB}
+  shared_memory_per_block_optin: {card.block_shared}
+  shared_memory_per_core: {card.shared}
+  core_count: {card.cores}
+  fpus_per_core: {card.units}
+  l2_cache_size: {card.l2}
+  clock_rate_ghz: {card.clock}
+  memory_bandwidth: {int(chip.bandwidth)}
+  device_memory_size: {chip.memory}
+  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 7 }}
+device_description_str: "{GPUS[name]}"
+"""
