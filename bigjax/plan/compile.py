@@ -1,25 +1,17 @@
-"""The process that compiles: `python -m bigjax.plan.compile`, a request in, an answer out, in JSON.
-
-One target a process: what a compiler needs in its environment is read when it is loaded, and one
-that aborts takes nobody along.
-"""
+"""The training step of a config, compiled ahead of time, and what the compiled program tells."""
 
 import dataclasses
-import json
-import os
 import re
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import components, config, trees
+from bigjax import components, trees
 from bigjax.config import Config
-from bigjax.errors import BigjaxError
 from bigjax.models import flops
 from bigjax.nn import blocks
 from bigjax.plan import hlo, targets
@@ -114,7 +106,7 @@ def compile_step(settings: Config, target: Target) -> Answer:
             reach=reach(run.mesh),
             rows=settings.train.batch_size,
             tokens=run.splits.spec.tokens,
-            memory=_inputs(run, batch),
+            memory=inputs(run),
             flops=counted,
             model_flops=model_flops(run, counted),
             warnings=tuple(advice(run)),
@@ -153,11 +145,15 @@ def _temporaries(sizes: Any, target: Target) -> int:
     return max(sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes, 0)
 
 
-def _inputs(run: Run, batch: Any) -> dict[str, int]:
+def inputs(run: Run) -> dict[str, int]:
+    """Bytes a device of what goes into a step, by part."""
     state = run.abstract
-    parts = {'parameters': bytes_a_device(state.params), 'optimizer': bytes_a_device(state.optimizer)}
+    parts = {
+        'parameters': bytes_a_device(state.params),
+        'optimizer': bytes_a_device(state.optimizer),
+    }
     rest = bytes_a_device(state) - sum(parts.values())
-    return {**parts, 'other state': rest, 'batch': bytes_a_device(batch)}
+    return {**parts, 'other state': rest, 'batch': bytes_a_device(run.abstract_batch)}
 
 
 def reach(mesh: Mesh) -> dict[str, int]:
@@ -258,21 +254,3 @@ def out_of_memory(message: str) -> OutOfMemory | None:
 def _bytes(text: str) -> int:
     scale = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
     return round(float(text.rstrip('KMGT')) * scale.get(text[-1], 1))
-
-
-def main() -> None:
-    """Reads the request from standard input; writes the answer, or {'error': ...}, to output."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # compilers print
-    request = json.load(sys.stdin)
-    target = Target(**{**request['target'], 'shape': tuple(request['target']['shape'])})
-    try:
-        answer = dataclasses.asdict(compile_step(config.resolve(request['config']), target))
-    except BigjaxError as error:
-        answer = {'error': type(error).__name__, 'message': str(error)}
-    with os.fdopen(out, 'w') as file:
-        json.dump(answer, file)
-
-
-if __name__ == '__main__':
-    main()

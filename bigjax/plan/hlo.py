@@ -120,7 +120,9 @@ def sizes(shape: str, main_memory_only: bool = False) -> list[int]:
     """Bytes of each array in a shape; of those kept elsewhere, as in TPU's VMEM, 0 if asked."""
     found = []
     for dtype, dims, layout in re.findall(r'([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?', shape):
-        size = BYTES.get(dtype, 0) * int(np.prod([int(n.strip('<=')) for n in dims.split(',') if n]))
+        size = BYTES.get(dtype, 0) * int(
+            np.prod([int(n.strip('<=')) for n in dims.split(',') if n])
+        )
         found.append(0 if main_memory_only and re.search(r'S\([1-9]\)', layout) else size)
     return found
 

@@ -60,6 +60,15 @@ class Target:
         )
 
     @property
+    def usable(self) -> int | None:
+        """Bytes of a device's memory that a program gets: TPUs' compiler keeps a 64th, and of a GPU
+        XLA is best given nine tenths (XLA_PYTHON_CLIENT_MEM_FRACTION=.9)."""
+        chip = self.chip
+        if chip is None:
+            return None
+        return chip.memory * 63 // 64 if self.kind in TPUS.values() else chip.memory * 9 // 10
+
+    @property
     def is_estimate(self) -> bool:
         return self.kind is not None and self.compiler == 'cpu'
 
@@ -124,13 +133,17 @@ def devices(target: Target) -> list[Any]:
     """
     if target.compiler == 'cpu':
         return jax.devices('cpu')
+    backend = {'cuda': 'gpu'}.get(target.compiler, target.compiler)
+    jax.default_backend = lambda: backend  # what layers choose their kernels by
     name = 'h' if target.compiler == 'cuda' else target.name  # any name but the machine's own
     options: dict[str, Any] = {}
     if target.compiler == 'cuda':
-        from bigjax.plan.gpu import target_config
+        from bigjax.plan import gpu
 
+        card = target.name.partition(':')[0]
+        gpu.with_cudnn(card)
         options['topology'] = 'x'.join(map(str, (1, *target.shape)))
-        options['target_config'] = target_config(target.name.partition(':')[0])
+        options['target_config'] = gpu.target_config(card)
     else:
         options['num_slices'] = target.num_slices
         if math.prod(target.shape) == 1:
