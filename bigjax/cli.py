@@ -79,9 +79,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
     exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
-    plan = command(
-        'plan', _plan, 'will it fit, how fast can it be, which mesh: from a laptop', config
-    )
+    plan = command('plan', _plan, 'whether it fits hardware not at hand, and how fast', config)
     plan.add_argument('--topology', required=True, help='v5e:16x16, h100:8x8 (nodes x GPUs), cpu:8')
     plan.add_argument('--num_slices', type=int, default=1, help='of that topology each')
     plan.add_argument('--search', action='store_true', help='rank meshes, remat, batch sizes')

@@ -184,9 +184,15 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Compute dtype of activations; parameters and optimizer state are float32 always."""
+    """compute: dtype of activations; parameters, and what is not named here, are float32 always.
 
-    compute: Literal['float32', 'bfloat16'] = 'float32'
+    moments: dtype in which the optimizer's state is kept, but for scalars and initial parameters.
+    growth_steps: float16 scales its loss; the scale doubles after so many steps without overflow.
+    """
+
+    compute: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    moments: Literal['float32', 'bfloat16'] = 'float32'
+    growth_steps: PositiveInt = 2000
 
 
 @dataclass(frozen=True)

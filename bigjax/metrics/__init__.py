@@ -17,7 +17,7 @@ or tokens; 0 marks padding, whose outputs and targets may be anything. C classes
     binary          [...] or [..., 1]   0 or 1, [...] or [..., 1]
     multiclass      [..., C]            ids [...] or one-hot [..., C]
     multilabel      [..., C]            0 or 1, [..., C]
-    language_model  [..., C]            ids [...]
+    language_model  [..., C], `Scored`  ids [...]
     regression      [...] or [..., O]   as the outputs
 
 Definitions are scikit-learn's, with its sample weights, over the labels range(C), those that
@@ -30,5 +30,6 @@ subset accuracy; all else that it enters is nan.
 """
 
 from bigjax.metrics.groups import KINDS, MetricGroup, accumulate, compute, make, update
+from bigjax.metrics.statistics import Scored, score
 
-__all__ = ['KINDS', 'MetricGroup', 'accumulate', 'compute', 'make', 'update']
+__all__ = ['KINDS', 'MetricGroup', 'Scored', 'accumulate', 'compute', 'make', 'score', 'update']

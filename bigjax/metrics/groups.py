@@ -18,7 +18,7 @@ from bigjax.metrics import statistics as s
 
 PyTree = Any
 Formula = Callable[[Any], Any]
-Align = Callable[[Array, Array, Array], tuple[Array, Array]]
+Align = Callable[[Any, Array, Array], tuple[Any, Array]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def make(
 
 
 def update(
-    groups: dict[str, MetricGroup], outputs: Array, targets: Array, weights: Array
+    groups: dict[str, MetricGroup], outputs: Any, targets: Array, weights: Array
 ) -> dict[str, PyTree]:
     """The statistics of one batch; call it inside jit."""
     return {key: group.update(outputs, targets, weights) for key, group in groups.items()}
@@ -101,14 +101,15 @@ def compute(
 
 
 def _aligned(align: Align, statistic: s.Statistic) -> s.Statistic:
-    def update(outputs: Array, targets: Array, weights: Array) -> PyTree:
-        outputs, weights = outputs.astype(jnp.float32), weights.astype(jnp.float32)
+    def update(outputs: Any, targets: Array, weights: Array) -> PyTree:
+        outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
+        weights = weights.astype(jnp.float32)
         return statistic(*align(outputs, targets, weights), weights)
 
     return update
 
 
-def _mean_group(function: Callable[[Array, Array], Array], **formulas: Formula) -> MetricGroup:
+def _mean_group(function: Callable[[Any, Array], Array], **formulas: Formula) -> MetricGroup:
     """Formulas of the weighted mean of a function of (outputs, targets)."""
     return MetricGroup(s.mean_of(function), formulas, prepare=f.weighted_mean)
 
@@ -136,11 +137,7 @@ def _named(*formulas: Callable[[Any], Any]) -> dict[str, Formula]:
 
 
 _CALIBRATION = _named(f.calibration_error, f.calibration_curve)
-_TOP_HITS = MetricGroup(
-    s.mean_of(s.top_hits),
-    {'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)},
-    f.weighted_mean,
-)
+_TOP_K = {'accuracy' if k == 1 else f'top_{k}': itemgetter(i) for i, k in enumerate(s.TOP_K)}
 _CLASS_RANKING = _ranking_group(
     auc_per_class=f.auc, average_precision_per_class=f.average_precision
 )
@@ -156,7 +153,7 @@ _BINARY = {
     'ranking': _ranking_group(roc_curve=f.roc_curve),
 }
 _MULTICLASS = {
-    'top_k': _TOP_HITS,
+    'top_k': _mean_group(s.top_hits, **_TOP_K),
     'log_loss': _mean_group(losses.softmax_cross_entropy, log_loss=np.mean),
     'confusion': _confusion_group(s.class_confusion, f.class_outcomes),
     'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
@@ -170,9 +167,9 @@ _MULTILABEL = {
     'ranking': _CLASS_RANKING,
 }
 _LANGUAGE_MODEL = {
-    'top_k': _TOP_HITS,
-    'log_loss': _mean_group(losses.softmax_cross_entropy, log_loss=np.mean, perplexity=np.exp),
-    'calibration': MetricGroup(s.class_calibration, _CALIBRATION),
+    'top_k': _mean_group(s.token_hits, **_TOP_K),
+    'log_loss': _mean_group(lambda scored, _: scored.nats, log_loss=np.mean, perplexity=np.exp),
+    'calibration': MetricGroup(s.token_calibration, _CALIBRATION),
 }
 _REGRESSION = {
     'squared': _mean_group(losses.squared_error, mse=np.mean, rmse=f.mean(np.sqrt)),
@@ -185,6 +182,6 @@ KINDS: dict[str, tuple[Align, dict[str, MetricGroup]]] = {
     'binary': (s.align_binary, _BINARY),
     'multiclass': (s.align_classes, _MULTICLASS),
     'multilabel': (s.align_labels, _MULTILABEL),
-    'language_model': (s.align_classes, _LANGUAGE_MODEL),
+    'language_model': (s.align_tokens, _LANGUAGE_MODEL),
     'regression': (s.align_regression, _REGRESSION),
 }

@@ -6,7 +6,7 @@ C classes or labels, O outputs of a regression; `...` is examples or tokens.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,29 @@ from numpy.typing import ArrayLike
 from bigjax.losses import softmax_cross_entropy, squared_error
 
 PyTree = Any
-Statistic = Callable[[Array, Array, Array], PyTree]
+Statistic = Callable[[Any, Array, Array], PyTree]
 
 CALIBRATION_BINS = 15
 TOP_K = (1, 2, 3, 5, 10, 20, 50, 100)
+
+
+class Scored(NamedTuple):
+    """What metrics of tokens need to know of logits [..., C], without keeping them: [...] each.
+
+    nats: the cross-entropy; rank: how many classes are ahead of the target; confidence: the
+    probability of the first.
+    """
+
+    nats: Array
+    rank: Array
+    confidence: Array
+
+
+def score(logits: Array, targets: Array) -> Scored:
+    """Of logits [..., C] and ids [...]."""
+    logits = logits.astype(jnp.float32)
+    confidence = jax.nn.softmax(logits).max(-1)
+    return Scored(softmax_cross_entropy(logits, targets), target_rank(logits, targets), confidence)
 
 
 def align_binary(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
@@ -31,6 +50,13 @@ def align_classes(logits: Array, targets: Array, weights: Array) -> tuple[Array,
     """Logits [..., C] and ids [...]."""
     ids = targets.argmax(-1) if targets.ndim == logits.ndim else targets
     return logits.reshape(*weights.shape, logits.shape[-1]), ids.reshape(weights.shape)
+
+
+def align_tokens(outputs: Array | Scored, targets: Array, weights: Array) -> tuple[Scored, Array]:
+    """Scores [...], of logits [..., C] unless they are given, and ids [...]."""
+    if not isinstance(outputs, Scored):
+        outputs = score(*align_classes(outputs, targets, weights))
+    return outputs, targets.reshape(weights.shape)
 
 
 def align_labels(logits: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
@@ -45,10 +71,10 @@ def align_regression(outputs: Array, targets: Array, weights: Array) -> tuple[Ar
     return outputs.reshape(shape), targets.reshape(shape).astype(jnp.float32)
 
 
-def mean_of(function: Callable[[Array, Array], Array]) -> Statistic:
+def mean_of(function: Callable[[Any, Array], Array]) -> Statistic:
     """The weighted sum of a function of (outputs, targets), and the sum of the weights."""
 
-    def statistic(outputs: Array, targets: Array, weights: Array) -> PyTree:
+    def statistic(outputs: Any, targets: Array, weights: Array) -> PyTree:
         values = function(outputs, targets)
         return {'sum': _weighted_sum(values, weights), 'weight': weights.sum()}
 
@@ -56,7 +82,21 @@ def mean_of(function: Callable[[Array, Array], Array]) -> Statistic:
 
 
 def top_hits(logits: Array, targets: Array) -> Array:
-    """Whether the target is among the k highest logits, for each k of TOP_K: [..., K].
+    """Whether the target is among the k highest logits, for each k of TOP_K: [..., K]."""
+    return _hits(target_rank(logits, targets))
+
+
+def token_hits(scored: Scored, _: Array) -> Array:
+    """The same of tokens that are scored already."""
+    return _hits(scored.rank)
+
+
+def _hits(rank: Array) -> Array:
+    return jnp.stack([rank < k for k in TOP_K], axis=-1)
+
+
+def target_rank(logits: Array, targets: Array) -> Array:
+    """How many classes are ahead of the target: [...].
 
     Counted, not sorted. Of equal logits the lower class is ahead, and a nan is ahead of any.
     """
@@ -64,8 +104,7 @@ def top_hits(logits: Array, targets: Array) -> Array:
     own = jnp.take_along_axis(logits, targets, axis=-1)
     classes = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     ahead = jnp.where(classes < targets, ~(logits < own), (classes > targets) & ~(logits <= own))
-    rank = ahead.sum(-1, keepdims=True)
-    return jnp.concatenate([rank < k for k in TOP_K], axis=-1)
+    return ahead.sum(-1)
 
 
 def all_labels_hit(logits: Array, targets: Array) -> Array:
@@ -100,6 +139,12 @@ def class_calibration(logits: Array, targets: Array, weights: Array) -> Array:
     return _calibration_bins(jax.nn.softmax(logits).max(-1), right, weights)
 
 
+def token_calibration(scored: Scored, _: Array, weights: Array) -> Array:
+    """The same of tokens."""
+    right = (scored.rank == 0).astype(jnp.float32)
+    return _calibration_bins(scored.confidence, right, weights)
+
+
 def scored_rows(logits: Array, targets: Array, weights: Array) -> PyTree:
     """The batch itself, flattened to N rows: scores [N] or [N, C], targets, weights [N]."""
 
@@ -112,10 +157,12 @@ def scored_rows(logits: Array, targets: Array, weights: Array) -> PyTree:
 def nats_and_bytes(token_bytes: ArrayLike) -> Statistic:
     """The total loss, and the bytes that the targets stand for by the table `token_bytes` [C]."""
 
-    def statistic(logits: Array, targets: Array, weights: Array) -> PyTree:
-        nats = softmax_cross_entropy(logits, targets)
+    def statistic(scored: Scored, targets: Array, weights: Array) -> PyTree:
         lengths = jnp.asarray(token_bytes, jnp.float32)[targets]
-        return {'nats': _weighted_sum(nats, weights), 'bytes': _weighted_sum(lengths, weights)}
+        return {
+            'nats': _weighted_sum(scored.nats, weights),
+            'bytes': _weighted_sum(lengths, weights),
+        }
 
     return statistic
 

@@ -18,12 +18,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core.scope import DenyList
 
 from bigjax.errors import ConfigError
 from bigjax.nn import params
 
 Variables = Mapping[str, Any]
 """Collections by name: 'params', and what else the model keeps, such as 'batch_stats'."""
+PASSING = ('losses', 'diagnostics')
+"""Collections that training reads from `apply`, and no state keeps."""
 
 
 @dataclass(frozen=True, eq=False)  # compared, and hashed for jit, by identity
@@ -31,7 +34,11 @@ class Model:
     """A functional model.
 
     init: key -> variables.
-    apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed).
+    apply: (variables, inputs, train, rngs) -> (outputs, the collections that changed). In training
+        there may be two of which no variable comes: 'losses', any tree of arrays [..., B] to add to
+        the losses of the rows, and 'diagnostics', sums over the batch to log (`nn.experts`).
+    parts: as `apply`, but its outputs are hidden states [B, T, D] and the read-out, a function from
+        some of them, [B, t, D], to logits; None for models that are not made of these.
     axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
     empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
         None for models that cannot.
@@ -43,6 +50,7 @@ class Model:
     axes: Any
     empty_cache: Callable[[int, int], Any] | None = None
     context: int | None = None
+    parts: Callable[..., tuple[Any, Variables]] | None = None
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""
@@ -70,10 +78,18 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
 
     def boxed(rng: jax.Array) -> Variables:
         example = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), inputs)
-        return module.init({'params': rng, 'dropout': rng}, example, train=False)
+        rngs, kept = {'params': rng, 'dropout': rng}, DenyList(('intermediates', *PASSING))
+        return module.init(rngs, example, train=False, mutable=kept)
 
     def init(rng: jax.Array) -> Variables:
         return params.unbox(boxed(rng))
+
+    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
+    return Model(init, applied(module), axes)
+
+
+def applied(module: nn.Module) -> Callable[..., tuple[Any, Variables]]:
+    """The `apply` of a Linen module."""
 
     def apply(
         variables: Variables,
@@ -82,7 +98,7 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         rngs: dict[str, jax.Array] | None = None,
     ) -> tuple[Any, Variables]:
         changing = [name for name in variables if name == 'cache' or (train and name != 'params')]
+        changing += PASSING if train else ()
         return module.apply(variables, inputs, train=train, rngs=rngs, mutable=changing)
 
-    axes = params.logical_axes(jax.eval_shape(boxed, jax.random.key(0)))
-    return Model(init, apply, axes)
+    return apply

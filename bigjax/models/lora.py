@@ -10,7 +10,7 @@ flattened to matrices before, and it passes them over without a word.)
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,16 +55,20 @@ def adapt(model: Model, config: LoraConfig) -> Model:
         }
         return {**variables, 'params': {**variables['params'], KEY: pairs}}
 
-    def apply(variables: Variables, *args: Any, **kwargs: Any) -> tuple[Any, Variables]:
-        params = trees.map_with_name(
-            lambda name, leaf: jax.lax.stop_gradient(leaf) if frozen.search(name) else leaf,
-            variables['params'],
-        )
-        return model.apply({**variables, 'params': merge(params, config)}, *args, **kwargs)
+    def merged(apply: Callable[..., Any]) -> Callable[..., Any]:
+        def of_merged(variables: Variables, *args: Any, **kwargs: Any) -> Any:
+            params = trees.map_with_name(
+                lambda name, leaf: jax.lax.stop_gradient(leaf) if frozen.search(name) else leaf,
+                variables['params'],
+            )
+            return apply({**variables, 'params': merge(params, config)}, *args, **kwargs)
+
+        return of_merged
 
     pairs = {_key(name): kernel.axes for name, kernel in kernels.items()}
     axes = {**model.axes, 'params': {**axes, KEY: pairs}}
-    return dataclasses.replace(model, init=init, apply=apply, axes=axes)
+    parts = None if model.parts is None else merged(model.parts)
+    return dataclasses.replace(model, init=init, apply=merged(model.apply), parts=parts, axes=axes)
 
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

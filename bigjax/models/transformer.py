@@ -16,7 +16,7 @@ has read: first the prompts at once, then a position at a time.
 Shapes: B batch, T sequence, C channels, D width, V vocabulary, O outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import ConfigError, nearest
-from bigjax.models.core import Model, from_linen
+from bigjax.models.core import Model, Variables, applied, from_linen
 from bigjax.nn import blocks
 from bigjax.nn.activations import ACTIVATIONS
 from bigjax.nn.blocks import KERNEL_INIT, Sight, make_block_norm, run_blocks
@@ -148,11 +148,25 @@ def as_model(module: 'Transformer', inputs: Any) -> Model:
     """The module as plain functions; one that predicts what comes next can also write on."""
     config = module.config
     model = from_linen(module, inputs)
+    if config.head == 'tokens':
+        model = replace(model, parts=_parts(module))
     context = module.max_length if config.positions == 'learned' else None
     if config.head != 'tokens' or config.attention != 'causal' or module.vocabulary is None:
         return model
     cache = partial(empty_cache, config, dtype=module.dtype)
     return replace(model, empty_cache=cache, context=context)
+
+
+def _parts(module: 'Transformer') -> Callable[..., Any]:
+    """See `Model.parts`."""
+    trunk = applied(module.clone(config=replace(module.config, head='none')))
+    head = Head(module.config, module.vocabulary, module.max_length, module.outputs, module.dtype)
+
+    def parts(variables: Variables, *args: Any, **kwargs: Any) -> tuple[Any, Variables]:
+        hidden, changed = trunk(variables, *args, **kwargs)
+        return (hidden, lambda x: head.apply({'params': variables['params']}, x)), changed
+
+    return parts
 
 
 def _checked(inputs: Any) -> Sequences:
@@ -301,6 +315,17 @@ class Transformer(nn.Module):
             dtype=self.dtype,
             name=name,
         )
+
+
+class Head(Transformer):
+    """Its head 'tokens' alone, under the same parameters: hidden states to logits."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
+        table = None
+        if self.vocabulary is not None:
+            table = self._table('embed', self.vocabulary, ('vocab', 'embed'))
+        return self._logits(inputs, None, table)
 
 
 def pool(

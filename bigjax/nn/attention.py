@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.nn import initializers
 from bigjax.nn.attend import Dropout, Implementation, Rule, attend, attend_cached
@@ -19,6 +20,9 @@ from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
 from bigjax.nn.positions import Frequencies, rotate
 from bigjax.sharding.rules import constrain
+
+PROJECTION = 'projection'
+"""By this name policies of rematerialisation know what a projection gives."""
 
 
 class Projection(nn.Module):
@@ -42,11 +46,11 @@ class Projection(nn.Module):
         kernel = param(self, 'kernel', self.kernel_init, shape, self.axes, self.dtype)
         x = x.astype(self.dtype).reshape(*rest, last)
         y = matmul(x, kernel.reshape(last, *self.features))
-        if not self.use_bias:
-            return y
-        bias_axes = self.axes[self.contracted :]
-        bias = param(self, 'bias', initializers.zeros, self.features, bias_axes)
-        return y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+        if self.use_bias:
+            bias_axes = self.axes[self.contracted :]
+            bias = param(self, 'bias', initializers.zeros, self.features, bias_axes)
+            y = y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+        return checkpoint_name(y, PROJECTION)
 
 
 class Cache(NamedTuple):

@@ -6,6 +6,7 @@ Shapes: B batch, T sequence, D width, F hidden width, L layers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 from bigjax.nn import initializers
 from bigjax.nn.activations import Activation
 from bigjax.nn.attend import Implementation
-from bigjax.nn.attention import Attention, Cache
+from bigjax.nn.attention import PROJECTION, Attention, Cache
 from bigjax.nn.dropout import Dropout, drop_samples
+from bigjax.nn.experts import Experts
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import Dense, Hidden
 from bigjax.nn.norms import make_norm
 from bigjax.nn.positions import Frequencies
-from bigjax.schema import Positive, PositiveInt, Rate
+from bigjax.schema import NonNegative, Positive, PositiveInt, Rate
 from bigjax.sharding.rules import constrain
 
 UNROLLED_LAYERS = 24
@@ -38,7 +40,9 @@ class Config:
 
     kv_heads: heads of keys and values, shared by groups of query heads; None for as many as heads.
     head_dim: None for width / heads.
-    mlp: hidden width; None for 4 * width.
+    mlp: hidden width, of an expert too; None for 4 * width.
+    experts: of a mixture in place of every MLP; None for no mixture. The rest of it, and the losses
+        that the next fields weigh (their mean over layers), is in `nn.experts`.
     norm_position: 'pre' normalises what a branch reads, 'post' the sum (Xiong et al. 2020).
     bias: in projections and norms.
     query_key_norm: normalise queries and keys, as `norm` does, over the head size.
@@ -48,8 +52,9 @@ class Config:
     stochastic_depth: the last block's rate of dropping a branch, from 0 at the first.
     attention_implementation: see `nn.attention.attend`.
     scan: compile one block and loop over stacked parameters; None: when layers > 24.
-    remat: what the backward pass computes anew rather than keeping: nothing, all but the products
-        with kernels, or all of a block.
+    remat: what of a block is computed anew in the backward pass rather than kept: 'none' of it; all
+        but its products with kernels ('dots'), or but the 'projections' of attention, which are
+        less; the same with these moved to the host's memory ('offload'); or all ('full').
     """
 
     layers: PositiveInt = 2
@@ -58,6 +63,11 @@ class Config:
     kv_heads: PositiveInt | None = None
     head_dim: PositiveInt | None = None
     mlp: PositiveInt | None = None
+    experts: PositiveInt | None = None
+    experts_per_token: PositiveInt = 2
+    capacity_factor: Positive | None = 1.25
+    load_balance: NonNegative = 0.01
+    router_z: NonNegative = 0.001
     activation: Activation = 'gelu'
     norm: Literal['layer', 'rms'] = 'layer'
     norm_position: Literal['pre', 'post'] = 'pre'
@@ -70,7 +80,7 @@ class Config:
     stochastic_depth: Rate = 0.0
     attention_implementation: Implementation | None = None
     scan: bool | None = None
-    remat: Literal['none', 'dots', 'full'] = 'none'
+    remat: Literal['none', 'dots', 'projections', 'offload', 'full'] = 'none'
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.width % self.heads:
@@ -81,6 +91,11 @@ class Config:
         if self.heads % self.key_heads:
             raise ValueError(
                 f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; change one'
+            )
+        if self.experts is not None and self.experts_per_token > self.experts:
+            raise ValueError(
+                f'experts_per_token={self.experts_per_token} is more than experts={self.experts}; '
+                'change one'
             )
 
     @property
@@ -154,7 +169,8 @@ class Block(nn.Module):
             return attention(y, segments, positions, self.train)
 
         x = self._add('attention_norm', attend, x, drop_rate)
-        x = self._add('mlp_norm', self._mlp, x, drop_rate)
+        mlp = self._mlp if config.experts is None else partial(self._experts, segments)
+        x = self._add('mlp_norm', mlp, x, drop_rate)
         return x, None
 
     def _mlp(self, x: jax.Array) -> jax.Array:
@@ -175,6 +191,24 @@ class Block(nn.Module):
             dtype=self.dtype,
             name='mlp_out',
         )(constrain(hidden, ('batch', 'sequence', 'mlp')))
+
+    def _experts(self, segments: jax.Array | None, x: jax.Array) -> jax.Array:
+        config = self.config
+        assert config.experts is not None
+        return Experts(
+            config.experts,
+            config.experts_per_token,
+            config.hidden,
+            config.activation,
+            config.capacity_factor,
+            balance=config.load_balance / config.layers,
+            z=config.router_z / config.layers,
+            use_bias=config.bias,
+            kernel_init=KERNEL_INIT,
+            out_init=residual_init(config),
+            dtype=self.dtype,
+            name='experts',
+        )(x, None if segments is None else segments != 0)
 
     def _add(
         self,
@@ -226,7 +260,7 @@ def run_blocks(
             block,
             length=config.layers,
             in_axes=(0, nn.broadcast, nn.broadcast),
-            variable_axes={'params': 0, 'cache': 0},
+            variable_axes={'params': 0, 'cache': 0, 'losses': 0, 'diagnostics': 0},
             split_rngs={'params': True, 'dropout': True},
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
@@ -249,7 +283,16 @@ def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:
     return {f'block_{index}': layer for index in range(config.layers)}
 
 
+HOST_MEMORY = 'pinned_host'
+
 REMAT_POLICIES = {
-    'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'projections': jax.checkpoint_policies.save_only_these_names(PROJECTION),
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PROJECTION],
+        offload_src='device',
+        offload_dst=HOST_MEMORY,
+    ),
+    'full': jax.checkpoint_policies.nothing_saveable,
 }

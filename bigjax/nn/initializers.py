@@ -1,6 +1,8 @@
 """Initial values of parameters. Kernels are `[fan-in axes..., fan-out axis]`."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 from jax.nn import initializers
@@ -39,3 +41,13 @@ def orthogonal() -> Initializer:
 def before(activation: str) -> Initializer:
     """For the kernel before that activation: `he` for ReLU, else `lecun`."""
     return he() if activation == 'relu' else lecun()
+
+
+def of_each(init: Initializer) -> Initializer:
+    """Every matrix of a stack [E, ...] drawn by itself: the first axis is no fan-in."""
+
+    def stack(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        draw = partial(init, shape=shape[1:], dtype=dtype)
+        return jax.vmap(draw)(jax.random.split(rng, shape[0]))
+
+    return stack

@@ -234,7 +234,7 @@ def advice(run: Run) -> list[str]:
 def _reductions(found: list[Collective], mesh: dict[str, int]) -> list[str]:
     """Gradients of split parameters that every device gets whole."""
     return [
-        f'{row.size:,} bytes in {row.count} all-reduces over {"*".join(row.axes)}, the most for '
+        f'{row.size:,} bytes in {row.times} all-reduces over {"*".join(row.axes)}, the most for '
         f'{row.source or "a gradient"}: a reduce-scatter would move half'
         for row in found
         if row.kind == 'all-reduce' and 'fsdp' in row.axes and row.size >= 16 * LARGE

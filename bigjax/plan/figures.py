@@ -35,8 +35,7 @@ def memory(parts: Mapping[str, int], peak: int | None, usable: int | None) -> Fi
     ax.set_ylim(-0.4, 0.6)
     ax.set_xlabel('GiB a device')
     ax.grid(visible=False, axis='y')
-    figure.legend(loc='upper center', ncols=5, fontsize=8, frameon=False)
-    figure.subplots_adjust(top=0.82)
+    figure.legend(loc='outside upper center', ncols=5, fontsize=8, frameon=False)
     return figure
 
 

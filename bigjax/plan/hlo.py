@@ -4,6 +4,7 @@ Reads the text of a partitioned HLO module (`compiled.as_text()`), that is the p
 device. XLA's own cost analysis counts the body of a loop once.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ SLICES = ('dynamic-slice', 'gather', 'slice')
 
 
 class Instruction(NamedTuple):
-    """One line: `name = shape op(arguments), attributes`; operands are names among the arguments."""
+    """One line: `name = shape op(arguments), attributes`; operands are the names in arguments."""
 
     name: str
     shape: str
@@ -67,13 +68,13 @@ class Module:
 class Collective(NamedTuple):
     """Collectives of one kind over the same axes.
 
-    count: executions in a step. size: bytes of what they gather, reduce or send, whole, summed.
+    times: executions in a step. size: bytes of what they gather, reduce or send, whole, summed.
     source: the largest one's place in the Python program.
     """
 
     kind: str
     axes: tuple[str, ...]
-    count: int
+    times: int
     size: int
     source: str = ''
 
@@ -120,10 +121,9 @@ def sizes(shape: str, main_memory_only: bool = False) -> list[int]:
     """Bytes of each array in a shape; of those kept elsewhere, as in TPU's VMEM, 0 if asked."""
     found = []
     for dtype, dims, layout in re.findall(r'([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?', shape):
-        size = BYTES.get(dtype, 0) * int(
-            np.prod([int(n.strip('<=')) for n in dims.split(',') if n])
-        )
-        found.append(0 if main_memory_only and re.search(r'S\([1-9]\)', layout) else size)
+        elsewhere = main_memory_only and re.search(r'S\([1-9]\)', layout)
+        elements = math.prod(int(n.strip('<=')) for n in dims.split(',') if n)
+        found.append(0 if elsewhere else BYTES.get(dtype, 0) * elements)
     return found
 
 

@@ -1,4 +1,4 @@
-"""`bigjax plan`: whether a config fits a machine that is not here, how fast it can be, at what price."""
+"""`bigjax plan`: whether a config fits hardware that is not here, how fast, and for how much."""
 
 import dataclasses
 import math

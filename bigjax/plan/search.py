@@ -123,7 +123,8 @@ def meshes(config: Config, target: Target, state: int) -> list[dict[str, int]]:
 def candidates(config: Config, target: Target, drawn: Sketch, first: Answer) -> Iterator[Candidate]:
     """All that should fit, the fastest by the estimate first."""
     chip = target.chip
-    assert chip is not None and target.usable is not None
+    assert chip is not None
+    assert target.usable is not None
     whole = {tuple(mesh.sizes.values()): mesh for mesh in drawn.meshes}
     slack = _slack(config, first, drawn)
     found = []
@@ -208,7 +209,8 @@ def search(
     A candidate that does not fit is compiled again with as many rows as should. One mesh is tried
     with its best two policies at most, so that the compilations are spread.
     """
-    assert target.chip is not None and target.usable is not None
+    assert target.chip is not None
+    assert target.usable is not None
     found: list[tuple[Candidate, Answer]] = []
     tried: dict[tuple[int, ...], int] = {}
     for candidate in candidates(config, target, drawn, first):

@@ -125,7 +125,7 @@ def _collectives(plan: Plan) -> Table:
         best = ''
         if chip is not None:
             best = _seconds(sum(transfer_times(row, answer.mesh, answer.reach, chip)))
-        table.add_row(row.kind, '*'.join(row.axes), f'{row.count:,}', in_bytes(row.size), best)
+        table.add_row(row.kind, '*'.join(row.axes), f'{row.times:,}', in_bytes(row.size), best)
     return table
 
 

@@ -20,6 +20,8 @@ PARAMETER_RULES: Rules = {
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'vocab': ('tensor',),
+    'experts': ('expert',),
+    'router': (),  # its outputs: few, and whole wherever tokens are
     'input': (),
     'output': (),
     'head_dim': (),
@@ -39,6 +41,8 @@ IN_USE_RULES: Rules = {
 
 ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
+    'experts': ('expert',),
+    'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
     'sequence': (),
     'embed': (),
     'mlp': ('tensor',),

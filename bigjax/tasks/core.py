@@ -15,13 +15,15 @@ from bigjax.data.core import Batch
 from bigjax.metrics import MetricGroup
 
 Apply = Callable[[Any], Any]
-"""The model with its variables, mode and random streams already given: inputs -> outputs."""
+"""The model with its variables, mode and random streams already given: inputs -> outputs, or its
+parts where the task reads those."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Losses:
-    """Of one batch: unreduced losses, their weights (same shape), and what the metrics compare.
+    """Of one batch: unreduced losses, their weights (same shape), and what the metrics compare:
+    outputs (or tokens `metrics.Scored`) with targets.
 
     The training loss is `sum(values * weights) / sum(weights)` over the whole global batch,
     whatever the number of microbatches, devices or processes.
@@ -29,7 +31,7 @@ class Losses:
 
     values: jax.Array
     weights: jax.Array
-    outputs: jax.Array
+    outputs: Any
     targets: jax.Array
 
 
@@ -45,6 +47,7 @@ class Task:
     default_metrics: measured when the config names none; train_metrics: at every logged step.
     corrupt: (key, batch) -> the batch that the loss is of, where the task itself changes it; with a
         key of the step in training, always the same one in evaluation.
+    reads_parts: whether `apply` is to give hidden states and a read-out (`Model.parts`).
     predict: outputs -> what a person reads: class probabilities [B, C], or values [B, O].
     """
 
@@ -56,3 +59,4 @@ class Task:
     predict: Callable[[jax.Array], jax.Array]
     train_metrics: tuple[str, ...] = ()
     corrupt: Callable[[jax.Array, Batch], Batch] | None = None
+    reads_parts: bool = False

@@ -1,29 +1,44 @@
 """Language modelling: the next token at every position."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bigjax import losses, metrics
 from bigjax.data.core import Batch, DataSpec
 from bigjax.errors import ConfigError
-from bigjax.schema import NonNegative, Rate
+from bigjax.schema import NonNegative, PositiveInt, Rate
 from bigjax.tasks.core import Apply, Losses, Task
 
 
 @dataclass(frozen=True)
 class Config:
-    """z_loss: weight of the squared log-normalizer of the logits (PaLM, section 5)."""
+    """z_loss: weight of the squared log-normalizer of the logits (PaLM, section 5).
+
+    chunk: positions of each row whose logits are held at once, and computed anew in the backward
+        pass; None for all.
+    """
 
     label_smoothing: Rate = 0.0
     z_loss: NonNegative = 0.0
+    chunk: PositiveInt | None = None
 
 
 def build(config: Config, spec: DataSpec) -> Task:
-    """Raises: ConfigError where the data has no vocabulary."""
+    """Raises: ConfigError where the data has no vocabulary, or chunks do not fill its rows."""
     if spec.vocab_size is None:
         raise ConfigError('config.task.name: language_model expects token data, such as data text')
+    length = spec.targets.shape[0]
+    if config.chunk is not None and length % config.chunk:
+        raise ConfigError(
+            f'bad value for config.task.chunk: expected a divisor of {length}, the length of a row,'
+            f' got {config.chunk}; use {math.gcd(length, config.chunk)}'
+        )
     bits = () if spec.token_bytes is None else ('bits_per_byte',)
     return Task(
         kind='language_model',
@@ -38,14 +53,48 @@ def build(config: Config, spec: DataSpec) -> Task:
         default_metrics=('perplexity', 'accuracy', *bits),
         predict=jax.nn.softmax,
         train_metrics=('accuracy',),
+        reads_parts=config.chunk is not None,
     )
 
 
 def loss(config: Config, apply: Apply, batch: Batch) -> Losses:
     """Cross-entropy [B, T] of each next token; weights [B] or [B, T]."""
-    outputs, targets = apply(batch['inputs']), batch['targets']
-    values = losses.softmax_cross_entropy(outputs, targets, config.label_smoothing, config.z_loss)
+    targets = batch['targets']
+    if config.chunk is None:
+        outputs = apply(batch['inputs'])
+        values = _cross_entropy(config, outputs, targets)
+    else:
+        hidden, read_out = apply(batch['inputs'])
+
+        def of_chunk(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, metrics.Scored]:
+            logits = read_out(hidden)
+            scored = metrics.score(jax.lax.stop_gradient(logits), targets)
+            return _cross_entropy(config, logits, targets), scored
+
+        values, outputs = in_chunks(of_chunk, config.chunk, hidden, targets)
     weights = batch['weights']
     if weights.ndim < values.ndim:
-        weights = weights[:, None] * jax.numpy.ones_like(values)
+        weights = weights[:, None] * jnp.ones_like(values)
     return Losses(values, weights, outputs, targets)
+
+
+def in_chunks(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
+    """`function` of `chunk` positions of arrays [B, T, ...] at a time; what it gives is put
+    together, and what it computes on the way is kept for no backward pass."""
+    rows, length = arrays[0].shape[:2]
+
+    def split(array: jax.Array) -> jax.Array:  # evenly from each part of a sequence that is spread
+        parts = array.reshape(rows, chunk, length // chunk, *array.shape[2:])
+        return jnp.moveaxis(parts, 2, 0)
+
+    def join(parts: jax.Array) -> jax.Array:
+        return jnp.moveaxis(parts, 0, 2).reshape(rows, length, *parts.shape[3:])
+
+    of_chunk = jax.checkpoint(function, prevent_cse=False)
+    return jax.tree.map(
+        join, jax.lax.map(lambda parts: of_chunk(*parts), tuple(map(split, arrays)))
+    )
+
+
+def _cross_entropy(config: Config, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return losses.softmax_cross_entropy(logits, targets, config.label_smoothing, config.z_loss)

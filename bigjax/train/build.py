@@ -1,6 +1,7 @@
 """From a config to everything a run needs, on abstract shapes: nothing is materialised here."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
 from bigjax.models import lora
 from bigjax.models.core import Model
-from bigjax.optim import groups, optimizers, schedules
+from bigjax.nn.blocks import HOST_MEMORY
+from bigjax.optim import groups, moments, optimizers, schedules
 from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
@@ -77,7 +79,7 @@ class Run:
 
     def init(self) -> TrainState:
         """A fresh state, each leaf made where it belongs."""
-        make = partial(states.init, self.recipe.model, self.recipe.optimizer, _has_ema(self.config))
+        make = _init(self.config, self.recipe.model, self.recipe.optimizer)
         return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
 
     def restart(self, state: TrainState, params: Any) -> TrainState:
@@ -111,13 +113,15 @@ def build(
     model, settings = build_model(config, splits.spec, task), config.optimizer
     if config.lora is not None:
         settings = lora.freeze(settings, config.lora)
+    _check_offload(config, mesh)
     schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    if config.precision.moments == 'bfloat16':
+        optimizer = moments.in_bfloat16(optimizer, params)
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
     recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
-    init = partial(states.init, model, optimizer, _has_ema(config))
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(_init(config, model, optimizer), jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -150,8 +154,21 @@ def batch_spec(spec: DataSpec, batch_size: int) -> Batch:
     }
 
 
-def _has_ema(config: Config) -> bool:
-    return config.optimizer.ema is not None
+def _init(
+    config: Config, model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+    """From a key to a fresh state."""
+    has_ema, is_scaled = config.optimizer.ema is not None, config.precision.compute == 'float16'
+    return partial(states.init, model, optimizer, has_ema, is_scaled)
+
+
+def _check_offload(config: Config, mesh: Mesh) -> None:
+    memories = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if config.model.options.get('remat') == 'offload' and HOST_MEMORY not in memories:
+        raise ConfigError(
+            f"config.model.remat: 'offload' expects devices with {HOST_MEMORY}, got "
+            f"{', '.join(memories)}; use 'projections'"
+        )
 
 
 def _horizon(config: Config, splits: Splits) -> Horizon:
@@ -200,6 +217,7 @@ def _recipe(
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
         model=model,
+        forward=_forward(config, task, model),
         task=task,
         optimizer=optimizer,
         schedule=schedule,
@@ -211,7 +229,19 @@ def _recipe(
         l1=config.task.l1,
         l2=config.task.l2,
         ema=config.optimizer.ema,
+        growth_steps=config.precision.growth_steps,
     )
+
+
+def _forward(config: Config, task: Task, model: Model) -> Callable[..., Any]:
+    if not task.reads_parts:
+        return model.apply
+    if model.parts is None:
+        raise ConfigError(
+            f'config.task.chunk: expected a model that gives its read-out apart, got '
+            f'{config.model.name}; leave chunk out, or see Model.parts'
+        )
+    return model.parts
 
 
 def metric_names(config: Config, task: Task) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def summary(run: Run) -> dict[str, str]:
 
 
 def bytes_a_device(tree: Any) -> int:
+    """What one device holds of a tree of abstract arrays with shardings."""
     shards = [
         jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
         for leaf in jax.tree.leaves(tree)
@@ -81,10 +82,12 @@ def _axes(part: Any) -> str:
 
 
 def in_bytes(num_bytes: float) -> str:
+    """With a binary prefix: `5.2 GiB`."""
     return _scaled(num_bytes, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
 def si(value: float) -> str:
+    """With a decimal prefix: `1.3 G`."""
     return _scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'))
 
 

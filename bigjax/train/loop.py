@@ -24,9 +24,10 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding.mesh import process_rows
-from bigjax.train import checkpoint, evaluate, folder, outcome, selection
+from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.clock import Clock
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
@@ -161,8 +162,8 @@ class Session:
         if step in checkpoint.steps(self.checkpoints):
             return
         with self.clock.paused():
-            loss, grad_norm = jax.device_get((self.latest['loss'], self.latest['grad_norm']))
-            self._require_finite(step, float(loss), float(grad_norm))
+            latest = {name: value for name, value in self.latest.items() if name != 'metrics'}
+            self._require_finite(step, jax.device_get(latest))
             started = time.perf_counter()
             scored = {
                 name: points[-1][1]
@@ -187,10 +188,13 @@ class Session:
         numbers |= {f'perf/{name}': value for name, value in timing.items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
-        self._require_finite(step, numbers['train/loss'], numbers['train/grad_norm'])
+        self._require_finite(step, host)
 
-    def _require_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    def _require_finite(self, step: int, logged: dict[str, Any]) -> None:
+        """Under a loss scale such a step is skipped, so it may pass while the scale can fall."""
+        loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
+        may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
             there = checkpoint.steps(self.checkpoints)
             self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
             raise Diverged(
@@ -198,47 +202,6 @@ class Session:
                 'optimizer.learning_rate or set optimizer.clip; '
                 + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
             )
-
-
-class Clock:
-    """Seconds a step, without evaluation and saving."""
-
-    def __init__(self) -> None:
-        self.step: int | None = None
-        self.idle = self.waited = 0.0
-
-    def restart(self, step: int) -> None:
-        self.step, self.since = step, time.perf_counter()
-        self.idle = self.waited = 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.idle += time.perf_counter() - started
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - started
-
-    def lap(self, step: int, batch_size: int, tokens: int | None) -> dict[str, float]:
-        """Throughput since the last lap; nothing at the first step, which compiles."""
-        if self.step is None or step <= self.step:
-            self.restart(step)
-            return {}
-        steps = step - self.step
-        seconds = (time.perf_counter() - self.since - self.idle) / steps
-        timing = {
-            'step_seconds': seconds,
-            'data_wait_seconds': self.waited / steps,
-            'examples_per_second': batch_size / seconds,
-        }
-        if tokens is not None:
-            timing['tokens_per_second'] = batch_size * tokens / seconds
-        self.restart(step)
-        return timing
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:

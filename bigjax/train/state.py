@@ -12,6 +12,8 @@ from bigjax.models.core import Model
 from bigjax.optim.shardings import state_shardings
 from bigjax.sharding.mesh import replicated
 from bigjax.sharding.rules import parameter_shardings
+from bigjax.train import loss_scale
+from bigjax.train.loss_scale import LossScale
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +24,7 @@ class TrainState:
     collections: the model's other variables, such as batch statistics.
     ema: the moving average of params, or None.
     rng: the key of the run; each step folds its number in, so it never changes.
+    loss_scale: of float16 compute, or None.
     """
 
     step: Any
@@ -30,6 +33,7 @@ class TrainState:
     optimizer: Any
     ema: Any
     rng: Any
+    loss_scale: LossScale | None = None
 
     @property
     def eval_variables(self) -> dict[str, Any]:
@@ -38,7 +42,11 @@ class TrainState:
 
 
 def init(
-    model: Model, optimizer: optax.GradientTransformation, with_ema: bool, rng: jax.Array
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    with_ema: bool,
+    with_loss_scale: bool,
+    rng: jax.Array,
 ) -> TrainState:
     """A fresh state; pure, so that jit with output shardings makes every leaf in its place."""
     init_rng, run_rng = jax.random.split(rng)
@@ -52,6 +60,7 @@ def init(
         optimizer=optimizer.init(params),
         ema=ema,
         rng=run_rng,
+        loss_scale=loss_scale.first() if with_loss_scale else None,
     )
 
 
@@ -69,5 +78,6 @@ def shardings(
         optimizer=state_shardings(optimizer, abstract.params, params),
         ema=None if abstract.ema is None else params,
         rng=replicated(mesh),
+        loss_scale=jax.tree.map(lambda _: replicated(mesh), abstract.loss_scale),
     )
     return placed, notes

@@ -1,9 +1,11 @@
 """One training step and one evaluation step: pure functions; jit and shardings are put on outside.
 
 The loss of a step is the weighted mean over the global batch, so it does not depend on the number
-of devices or microbatches; penalties on weights are added once a step.
+of devices or microbatches; penalties on weights are added once a step. Losses that the model itself
+has of a row (a router's, `nn.experts`) weigh as much as the row does.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,9 @@ from bigjax import losses, metrics
 from bigjax.data.core import Batch
 from bigjax.metrics import MetricGroup
 from bigjax.models.core import Model
+from bigjax.nn import experts
 from bigjax.tasks.core import Losses, Task
+from bigjax.train import loss_scale
 from bigjax.train.state import TrainState
 
 
@@ -24,11 +28,13 @@ from bigjax.train.state import TrainState
 class Recipe:
     """Everything about a step that does not change from step to step.
 
+    forward: the model as the task reads it, whole or in parts.
     trained: a tree like the parameters, False for those that cost no gradient and no penalty.
     standardise: a raw batch -> what the model reads. augment: (key, batch) -> batch, training only.
     """
 
     model: Model
+    forward: Callable[..., Any]
     task: Task
     optimizer: optax.GradientTransformation
     schedule: Callable[[jax.Array], jax.Array]
@@ -40,6 +46,7 @@ class Recipe:
     l1: float = 0.0
     l2: float = 0.0
     ema: float | None = None
+    growth_steps: int = 2000
 
 
 def train_step(
@@ -51,7 +58,7 @@ def train_step(
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
     if recipe.task.corrupt is not None:
         batch = recipe.task.corrupt(jax.random.fold_in(step_rng, 2), batch)
-    loss, grads, collections, sums = _accumulated(recipe, state, batch, model_rng)
+    loss, grads, collections, (sums, diagnostics) = _accumulated(recipe, state, batch, model_rng)
     trained = _trained(recipe, state.params)
     penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, trained)
     grads = jax.tree.map(jnp.add, grads, penalty_grads)
@@ -66,8 +73,17 @@ def train_step(
         'grad_norm': optax.tree.norm(grads),
         'learning_rate': jnp.asarray(recipe.schedule(state.step), jnp.float32),
         'metrics': sums,
+        **experts.metrics(diagnostics),
     }
-    return TrainState(state.step + 1, params, collections, optimizer, ema, state.rng), logged
+    after = TrainState(state.step + 1, params, collections, optimizer, ema, state.rng)
+    if state.loss_scale is None:
+        return after, logged
+    finite = jnp.isfinite(logged['grad_norm'])
+    scale = loss_scale.after_step(state.loss_scale, finite, recipe.growth_steps)
+    logged |= {'loss_scale': scale.scale, 'skipped_steps': scale.skipped}
+    skipped = dataclasses.replace(state, step=after.step, loss_scale=None)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)
+    return dataclasses.replace(after, loss_scale=scale), logged
 
 
 def eval_step(
@@ -79,7 +95,7 @@ def eval_step(
         batch = recipe.task.corrupt(jax.random.key(0), batch)
 
     def apply(inputs: Any) -> Any:
-        return recipe.model.apply(variables, inputs, train=False)[0]
+        return recipe.forward(variables, inputs, train=False)[0]
 
     found = recipe.task.loss(apply, batch)
     return {
@@ -98,15 +114,16 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
 ) -> tuple[jax.Array, Any, Any, Any]:
-    """Mean loss, its gradient (None if frozen), the collections and metric sums, over all parts."""
+    """Mean loss, its gradient (None if frozen), the collections, sums to log: over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
+    unit = rows if state.loss_scale is None else rows / state.loss_scale.scale
 
     def gradients(collections: Any, rng: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        """Sums over one microbatch, over `rows` to keep numbers near one; and the collections."""
+        """Sums over one microbatch, over `unit` to keep numbers near one; and the collections."""
         differentiate = jax.value_and_grad(_loss_sum, argnums=1, has_aux=True)
         (loss, (weight, sums, collections)), grads = differentiate(
-            recipe, _trained(recipe, state.params), state.params, collections, batch, rng, rows
+            recipe, _trained(recipe, state.params), state.params, collections, batch, rng, unit
         )
         return collections, (loss, grads, weight, sums)
 
@@ -126,7 +143,7 @@ def _accumulated(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (collections, totals), _ = jax.lax.scan(body, (state.collections, zeros), inputs)
     loss, grads, weight, sums = totals
-    scale = rows / weight
+    scale = unit / weight
     return loss * scale, jax.tree.map(lambda grad: grad * scale, grads), collections, sums
 
 
@@ -137,13 +154,13 @@ def _loss_sum(
     collections: Any,
     batch: Batch,
     rng: jax.Array,
-    rows: int,
+    unit: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
     changed: dict[str, Any] = {}
 
     def apply(inputs: Any) -> Any:
         variables = {'params': _filled(trained, params), **collections}
-        outputs, new = recipe.model.apply(variables, inputs, train=True, rngs={'dropout': rng})
+        outputs, new = recipe.forward(variables, inputs, train=True, rngs={'dropout': rng})
         changed.update(new)
         return outputs
 
@@ -154,7 +171,10 @@ def _loss_sum(
         found.targets,
         _counts(batch, found),
     )
-    return _weighted_sum(found) / rows, (jnp.sum(found.weights), sums, {**collections, **changed})
+    extra, diagnostics = changed.pop('losses', {}), changed.pop('diagnostics', {})
+    loss = _weighted_sum(found) + _row_losses(found, extra)
+    aux = jnp.sum(found.weights), (sums, diagnostics), {**collections, **changed}
+    return loss / unit, aux
 
 
 def _trained(recipe: Recipe, params: Any) -> Any:
@@ -170,6 +190,15 @@ def _filled(tree: Any, params: Any) -> Any:
 def _weighted_sum(found: Losses) -> jax.Array:
     # where, not a product alone: padding may hold anything, and 0 * nan is nan
     return jnp.sum(jnp.where(found.weights > 0, found.values * found.weights, 0.0))
+
+
+def _row_losses(found: Losses, extra: Any) -> jax.Array:
+    """The model's own losses of rows, [..., B] each, weighed as all of the row is."""
+    weights = found.weights.reshape(len(found.weights), -1).sum(1)
+    total = jnp.zeros((), jnp.float32)
+    for leaf in jax.tree.leaves(extra):
+        total += jnp.sum(leaf.reshape(-1, len(weights)).sum(0) * weights)
+    return total
 
 
 def _counts(batch: Batch, found: Losses) -> jax.Array:

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy.special import erf
 
-from bigjax import schema
+from bigjax import schema, trees
 from bigjax.errors import ConfigError
 from bigjax.models import flops, transformer
 from tests.models import checks
@@ -170,7 +170,7 @@ def test_unrolled_layers_are_the_stacked_ones():
 
 
 @pytest.mark.parametrize('scan', [True, False])
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('remat', ['dots', 'projections', 'offload', 'full'])
 def test_remat_changes_the_program_and_not_the_gradients(remat, scan):
     plain, rematted = build(scan=scan), build(scan=scan, remat=remat)
     variables = checks.random_variables(plain)
@@ -178,7 +178,9 @@ def test_remat_changes_the_program_and_not_the_gradients(remat, scan):
     def loss(model):
         return lambda params: jnp.sum(model.apply({'params': params}, TOKENS, train=False)[0] ** 2)
 
-    one, two = (jax.grad(loss(model))(variables['params']) for model in (plain, rematted))
+    one, two = (
+        jax.jit(jax.value_and_grad(loss(model)))(variables['params']) for model in (plain, rematted)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, two)
     forward, done = (
         flops.count(function, variables['params']).flops
@@ -187,8 +189,33 @@ def test_remat_changes_the_program_and_not_the_gradients(remat, scan):
     redone = flops.count(jax.grad(loss(rematted)), variables['params']).flops - done
     attention = 2 * (2 * 2 * B * T * T * 16)
     read_out, last_of_a_block = 2 * B * T * 16 * V, 2 * (2 * B * T * 24 * 16)
-    expected = {'dots': attention, 'full': forward - read_out - last_of_a_block}
-    assert redone == expected[remat]
+    expected = {
+        'dots': attention,
+        'projections': attention + 2 * (2 * B * T * 16 * 24),
+        'full': forward - read_out - last_of_a_block,
+    }
+    assert redone == expected.get(remat, expected['projections'])
+    program = str(jax.make_jaxpr(jax.grad(loss(rematted)))(variables['params']))
+    assert ('device_put' in program) == (remat == 'offload')
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_each_remat_keeps_less_than_the_one_before(scan):
+    def kept(remat):
+        """Bytes that the forward pass hands to the backward pass."""
+        model = build(scan=scan, remat=remat, bias=False)
+        params = model.abstract()['params']
+
+        def backward(params):
+            return jax.vjp(lambda p: model.apply({'params': p}, TOKENS, train=False)[0], params)[1]
+
+        return trees.num_bytes(jax.tree.leaves(jax.eval_shape(backward, params)))
+
+    sizes = [kept(remat) for remat in ('none', 'dots', 'projections', 'full')]
+    assert sizes == sorted(set(sizes), reverse=True)
+    layer = 4 * B * T * 16  # bytes of one vector a position
+    assert sizes[2] - sizes[3] == 2 * 4 * layer  # query, key, value, and out
+    assert kept('offload') == sizes[2]
 
 
 def reference(p, config, tokens):

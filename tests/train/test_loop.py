@@ -11,7 +11,8 @@ from bigjax import trees
 from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax.train import checkpoint
 from bigjax.train.build import build
-from bigjax.train.loop import Clock, Session, train
+from bigjax.train.clock import Clock
+from bigjax.train.loop import Session, train
 from bigjax.train.progress import Progress
 from bigjax.train.writers import read_events, read_metrics
 from tests.train.tiny import tiny_config
@@ -60,8 +61,9 @@ def test_a_whole_run(tmp_path):
     [
         {'model.dropout': 0.3, 'model.norm': 'batch', 'optimizer.ema': 0.9},
         {'train.accumulation': 2, 'optimizer.name': 'muon', 'mesh.tensor': 2, 'mesh.fsdp': 2},
+        {'precision': {'compute': 'float16', 'moments': 'bfloat16', 'growth_steps': 2}},
     ],
-    ids=['batch-norm-ema', 'accumulation-sharded'],
+    ids=['batch-norm-ema', 'accumulation-sharded', 'float16'],
 )
 def test_stopped_and_started_again_is_bit_identical(tmp_path, monkeypatch, values):
     config = tiny_config(**values)
@@ -215,7 +217,7 @@ def test_the_step_compiles_once(tmp_path, caplog):
 
 def test_the_clock_leaves_pauses_out(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr('bigjax.train.loop.time.perf_counter', lambda: now[0])
+    monkeypatch.setattr('bigjax.train.clock.time.perf_counter', lambda: now[0])
     clock = Clock()
     clock.restart(10)
     with clock.paused():
