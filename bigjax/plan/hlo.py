@@ -238,9 +238,9 @@ def partition_groups(attributes: str, num_partitions: int) -> np.ndarray:
 
 
 def _device_ids(text: str) -> np.ndarray:
-    if match := re.search(r'<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text):
-        return _iota(match[1], match[2])
-    return np.array(_numbers(','.join(re.findall(r'\d+', text))))
+    if match := re.search(r'(?:<=\[([\d,]+)\]|\[([\d,]+)\](?=T))(?:T\(([\d,]+)\))?', text):
+        return _iota(match[1] or match[2], match[3])
+    return np.array([int(number) for number in re.findall(r'\d+', text)])
 
 
 def _iota(shape: str, permutation: str | None) -> np.ndarray:

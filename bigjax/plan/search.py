@@ -159,11 +159,11 @@ def _slack(config: Config, first: Answer, drawn: Sketch) -> float:
 
 def _splits_state(mesh: MeshSketch, others: list[MeshSketch]) -> bool:
     """Whether what tensor and fsdp are meant to split is split: no axis idles."""
-    parts = mesh.sizes['fsdp'] * mesh.sizes['tensor'] * mesh.sizes['expert']
-    whole = max(
-        other.memory['parameters'] * other.sizes['fsdp'] * other.sizes['tensor'] for other in others
-    )
-    return mesh.memory['parameters'] * parts < 1.5 * whole * mesh.sizes['expert']
+
+    def whole(mesh: MeshSketch) -> int:
+        return mesh.memory['parameters'] * mesh.sizes['fsdp'] * mesh.sizes['tensor']
+
+    return whole(mesh) < 1.5 * min(map(whole, others))
 
 
 def _estimate(

@@ -89,17 +89,22 @@ def policies(settings: Config) -> list[str]:
 
 
 def kept(run: Run) -> int:
-    """Bytes of the residuals of the model's forward pass, a microbatch, its parameters left out."""
+    """Bytes of the residuals of the forward pass, a microbatch's, parameters left out."""
     state, recipe = run.abstract, run.recipe
 
-    def forward(params: Any, batch: Any) -> Any:
-        inputs = recipe.standardise(batch)['inputs']
-        variables = {'params': params, **state.collections}
-        rngs = {'dropout': jax.random.key(0)}
-        return recipe.model.apply(variables, inputs, train=True, rngs=rngs)[0]
+    def losses(params: Any, batch: Any) -> Any:
+        def apply(inputs: Any) -> Any:
+            variables = {'params': params, **state.collections}
+            return recipe.forward(variables, inputs, train=True, rngs={'dropout': key})[0]
+
+        key = jax.random.key(0)
+        batch = recipe.standardise(batch)
+        if recipe.task.corrupt is not None:
+            batch = recipe.task.corrupt(key, batch)
+        return recipe.task.loss(apply, batch).values
 
     residuals = jax.eval_shape(
-        lambda params, batch: jax.vjp(lambda p: forward(p, batch), params)[1],
+        lambda params, batch: jax.vjp(lambda p: losses(p, batch), params)[1],
         state.params,
         run.abstract_batch,
     )
