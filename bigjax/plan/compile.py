@@ -10,15 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import components, trees
+from bigjax import trees
 from bigjax.config import Config
 from bigjax.models import flops
-from bigjax.nn import blocks
 from bigjax.plan import hlo, targets
 from bigjax.plan.hlo import Collective
 from bigjax.plan.targets import Target
 from bigjax.train.build import Run, build, with_pretrained_shape
 from bigjax.train.describe import bytes_a_device
+from bigjax.train.model_flops import model_flops
 
 LARGE = 2**20  # bytes below which nothing is worth a warning
 
@@ -41,8 +41,9 @@ class Answer:
     memory: bytes by what they hold: parameters, optimizer, other state, batch, and temporaries,
         which are activations, gradients and buffers of the compiler's at the peak.
     flops: of the whole step over all devices, from its jaxpr, recomputation included;
-        model_flops: as `model_flops` counts. compiler_flops, compiler_bytes: of a device, by XLA,
-        which counts loops once. traffic: bytes to and from memory, loops multiplied out.
+        model_flops: what the model asks for, as MFU counts it by that formula.
+    compiler_flops, compiler_bytes: of a device, by XLA, which counts loops once.
+    traffic: bytes to and from memory, loops multiplied out.
     seconds: that the compiler took.
     """
 
@@ -53,6 +54,7 @@ class Answer:
     memory: dict[str, int]
     flops: int
     model_flops: int
+    formula: str
     compiler_flops: float | None = None
     compiler_bytes: float | None = None
     traffic: int | None = None
@@ -100,7 +102,7 @@ def compile_step(settings: Config, target: Target) -> Answer:
     batch = run.abstract_batch
     with jax.set_mesh(run.mesh):
         step = run.jitted_step()
-        counted = flops.count(step, run.abstract, batch).flops
+        counted, asked = flops.count(step, run.abstract, batch).flops, model_flops(run)
         draft = Answer(
             mesh=dict(run.mesh.shape),
             reach=reach(run.mesh),
@@ -108,7 +110,8 @@ def compile_step(settings: Config, target: Target) -> Answer:
             tokens=run.splits.spec.tokens,
             memory=inputs(run),
             flops=counted,
-            model_flops=model_flops(run, counted),
+            model_flops=asked.a_step,
+            formula=asked.formula,
             warnings=tuple(advice(run)),
         )
         started = time.perf_counter()
@@ -174,27 +177,6 @@ def _place(device: Any) -> tuple[int, ...]:
     if device.platform == 'tpu':
         return (getattr(device, 'slice_index', 0), *device.coords)
     return (device.process_index,)
-
-
-def model_flops(run: Run, counted: int) -> int:
-    """What the model asks for without recomputation: for Transformers on tokens 6 N + 12 L d T a
-    token (`flops.palm`), for others, and where less was counted, the count."""
-    module = components.find('model', run.config.model.name, 'config.model.name')
-    options = components.build_config(module, run.config.model.options, 'config.model')
-    tokens = run.splits.spec.tokens
-    if not isinstance(options, blocks.Config) or tokens is None:
-        return counted
-    counts = flops.parameter_counts(
-        run.abstract.params, run.recipe.model.axes['params'], getattr(options, 'tied', False)
-    )
-    formula = flops.palm(
-        counts.without_lookups,
-        options.layers,
-        options.heads * options.head_size,
-        tokens,
-        run.config.train.batch_size * tokens,
-    )
-    return min(formula, counted)
 
 
 def advice(run: Run) -> list[str]:

@@ -109,7 +109,7 @@ def _work(answer: Answer) -> Table:
     devices = math.prod(answer.mesh.values())
     table = Table('work of a step', 'a device', 'how it was counted')
     table.add_row('FLOPs', si(answer.flops / devices), 'the jaxpr, loops and recomputation in')
-    table.add_row("the model's", si(answer.model_flops / devices), '6 N + 12 L d T, or the jaxpr')
+    table.add_row("the model's", si(answer.model_flops / devices), answer.formula)
     if answer.compiler_flops is not None:
         table.add_row("the compiler's", si(answer.compiler_flops), 'a loop counts once')
     table.add_row('bytes', in_bytes(answer.traffic or 0), 'the program, loops multiplied out')

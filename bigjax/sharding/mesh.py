@@ -140,19 +140,26 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int, where: str)
         )
 
 
-def process_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The contiguous rows of a global batch that live on this process's devices."""
-    owned = [
-        index[0].indices(batch_size)
-        for index in sharding.addressable_devices_indices_map((batch_size,)).values()
-        if index is not None
-    ]
-    start, stop = min(rows[0] for rows in owned), max(rows[1] for rows in owned)
-    covered = np.zeros(stop - start, bool)
-    for first, last, _ in owned:
-        covered[first - start : last - start] = True
-    if not covered.all():
+def check_divides(mesh: Mesh, axis: str, size: int, what: str, instead: str = '') -> None:
+    """Raises: ConfigError unless `axis` divides the `size` things called `what`, with the nearest
+    sizes that do."""
+    parts = mesh.shape[axis]
+    if size % parts:
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(math.log(n / parts)))[:5])
+        *first, last = map(str, near)
         raise ConfigError(
-            'this mesh gives a process rows that are not contiguous; reorder its axes'
+            f'config.mesh.{axis}: {size} {what} do not divide over {axis}={parts}; use '
+            + (f'{", ".join(first)} or {last}' if first else last)
+            + instead
         )
-    return slice(start, stop)
+
+
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that live on this process's devices, ascending int64 [R].
+
+    They need not be neighbours: along a ring over a torus a host's chips may lie far apart. Where
+    an axis that does not split rows spans processes, several own the same rows.
+    """
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))

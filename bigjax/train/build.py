@@ -22,7 +22,14 @@ from bigjax.models import lora
 from bigjax.models.core import Model
 from bigjax.nn.blocks import HOST_MEMORY
 from bigjax.optim import groups, moments, optimizers, schedules
-from bigjax.sharding.mesh import batch_sharding, check_batch_size, make_mesh, replicated
+from bigjax.sharding.mesh import (
+    batch_sharding,
+    check_batch_size,
+    check_divides,
+    make_mesh,
+    replicated,
+)
+from bigjax.sharding.rules import check_parameters
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
 from bigjax.train.state import TrainState
@@ -116,6 +123,8 @@ def build(
     _check_offload(config, mesh)
     schedule = schedules.build(settings.schedule, settings.learning_rate, horizon)
     params = model.abstract()['params']
+    check_parameters(model.axes['params'], params, mesh)
+    _check_sequence(model, mesh)
     optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
     if config.precision.moments == 'bfloat16':
         optimizer = moments.in_bfloat16(optimizer, params)
@@ -129,6 +138,20 @@ def build(
         shardings,
     )
     return Run(config, mesh, splits, horizon, recipe, placed, notes)
+
+
+def _check_sequence(model: Model, mesh: Mesh) -> None:
+    if mesh.shape['context'] == 1:
+        return
+    if model.sequence is None:
+        raise ConfigError(
+            f'config.mesh.context: expected 1 for a model that reads no sequence in parallel, got '
+            f'{mesh.shape["context"]}'
+        )
+    below = model.sequence // mesh.shape['context'] * mesh.shape['context']
+    lengths = [n for n in (below, below + mesh.shape['context']) if n]
+    rows = f', or rows of {" or ".join(map(str, lengths))}'
+    check_divides(mesh, 'context', model.sequence, 'positions', rows)
 
 
 def with_pretrained_shape(config: Config) -> Config:
@@ -163,8 +186,10 @@ def _init(
 
 
 def _check_offload(config: Config, mesh: Mesh) -> None:
+    if config.model.options.get('remat') != 'offload':
+        return
     memories = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
-    if config.model.options.get('remat') == 'offload' and HOST_MEMORY not in memories:
+    if HOST_MEMORY not in memories:
         raise ConfigError(
             f"config.model.remat: 'offload' expects devices with {HOST_MEMORY}, got "
             f"{', '.join(memories)}; use 'projections'"

@@ -72,9 +72,7 @@ def test_flops_are_those_of_the_formula(settings, answer):
     again = matrices + attention - layers * width * hidden
     assert answer.flops == 2 * tokens * (3 * (matrices + attention + head) + again)
     norms = (2 * layers + 1) * width
-    assert answer.model_flops == flops.palm(
-        matrices + head + norms, layers, width, length, tokens
-    )
+    assert answer.model_flops == flops.palm(matrices + head + norms, layers, width, length, tokens)
 
 
 def test_collectives_run_over_the_axes_that_split(answer):
@@ -108,14 +106,18 @@ def test_a_compiler_that_dies_leaves_its_last_words(settings, monkeypatch):
 
 
 def test_last_words():
-    assert ask.last_words('loading\nF1125 01:31 x.cc:1] Check failed: a\n  @ 0x1 f()\n').endswith('a')
+    assert ask.last_words('loading\nF1125 01:31 x.cc:1] Check failed: a\n  @ 0x1 f()\n').endswith(
+        'a'
+    )
     assert ask.last_words('') == 'it said nothing'
 
 
 def test_out_of_memory_is_an_answer():
     gib = 2**30
     used = 'CompileTimeHbmOom: Used 18.45G of 15.75G hbm. Exceeded hbm capacity by 2.70G.'
-    short = 'RESOURCE_EXHAUSTED: required for HLO temporaries (33.89G) exceeds available HBM (15.75G).'
+    short = (
+        'RESOURCE_EXHAUSTED: required for HLO temporaries (33.89G) exceeds available HBM (15.75G).'
+    )
     assert out_of_memory(used) == OutOfMemory(round(18.45 * gib), round(15.75 * gib))
     assert out_of_memory(short) == OutOfMemory(round(33.89 * gib), round(15.75 * gib))
     assert out_of_memory('RESOURCE_EXHAUSTED: too much') == OutOfMemory(None, None)

@@ -133,9 +133,7 @@ def test_search_compiles_few_and_ranks_by_speed(settings):
 def test_axes_that_split_nothing_are_left_out(settings):
     idle = SIZES | {'fsdp': 8, 'tensor': 2}
     memory = {'parameters': 4 * GIB // 8, 'optimizer': GIB, 'batch': 0}  # tensor splits nothing
-    sketch = Sketch(
-        [*drawn(SIZES).meshes, MeshSketch(idle, memory)], drawn(SIZES).remats, GIB
-    )
+    sketch = Sketch([*drawn(SIZES).meshes, MeshSketch(idle, memory)], drawn(SIZES).remats, GIB)
     first = answer(SIZES, 64, LINEAR['grows'])
     found = list(search.candidates(settings, V5E, sketch, first))
     assert found
@@ -146,7 +144,11 @@ def test_estimates_are_corrected_by_what_was_compiled(settings):
     first = answer(SIZES, 64, LINEAR['grows'])
     more = answer(SIZES, 64, lambda rows: LINEAR['grows'](rows) * 2)
     few, many = (
-        max(c.rows for c in search.candidates(settings, V5E, drawn(SIZES), known) if c.remat == 'full')
+        max(
+            c.rows
+            for c in search.candidates(settings, V5E, drawn(SIZES), known)
+            if c.remat == 'full'
+        )
         for known in (more, first)
     )
     assert few < many
