@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from bigjax import schema
 from bigjax.config import Config
-from bigjax.errors import ConfigError
+from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.plan.ask import OPTIMIZATION, ask, ask_sketch
 from bigjax.plan.compile import Answer
 from bigjax.plan.roofline import HOUR, roofline, speed
@@ -68,10 +69,14 @@ def make(
     if max_compilations < 1:
         raise ConfigError(f'--max_compilations: expected at least 1, got {max_compilations}')
 
-    def compile(changed: Config) -> Answer:
-        return ask(changed, target, optimization)
+    def compile(changed: Config) -> Answer | None:
+        try:
+            return ask(changed, target, optimization)
+        except EnvironmentProblem as problem:  # of one mesh or batch, not of all
+            print(f'left out: {problem}', file=sys.stderr)
+            return None
 
-    answer = compile(config)
+    answer = ask(config, target, optimization)
     largest, ranked = None, []
     if with_search:
         devices = math.prod(answer.mesh.values())

@@ -21,7 +21,8 @@ from bigjax.sharding.rules import ACTIVATION_RULES
 MOST_TENSOR = 16  # parts of a layer; beyond, its matrix products are too small
 GROWTH = 4  # batches of up to so many times the config's are tried
 GRADIENT = 4  # bytes of a parameter's gradient
-Compile = Callable[[Config], Answer]
+Compile = Callable[[Config], Answer | None]
+"""None if the compiler died."""
 
 
 def fits(answer: Answer, target: Target) -> bool:
@@ -48,17 +49,16 @@ def largest_batch(config: Config, first: Answer, target: Target, compile: Compil
     most = GROWTH**2 * first.rows // step * step
     answers = {first.rows: first}
 
-    def at(rows: int) -> Answer:
-        if rows not in answers:
-            answers[rows] = compile(with_values(config, **{'train.batch_size': rows}))
-        return answers[rows]
-
     def good() -> list[int]:
         return [rows for rows, answer in answers.items() if fits(answer, target)]
 
     rows = first.rows * 2 if fits(first, target) else max(first.rows // 2 // step * step, step)
     for _ in range(4):
-        at(min(rows, most))
+        rows = min(rows, most)
+        answer = compile(with_values(config, **{'train.batch_size': rows}))
+        if answer is None:
+            break
+        answers[rows] = answer
         rows = _line(answers, target.usable, step)
         rows = min(max(rows, max(good(), default=0) + step, step), most)
         rows = min(rows, min((n for n in answers if n not in good()), default=most + step) - step)
@@ -220,6 +220,9 @@ def search(
             continue
         while len(found) < max_compilations:
             answer = compile(candidate.config(config))
+            max_compilations -= answer is None
+            if answer is None:
+                break
             found.append((candidate, answer))
             if fits(answer, target) or not answer.peak:
                 break

@@ -67,7 +67,7 @@ LOOP = """
   %b = (s32[], f32[8]{0}) parameter(0)
   %at.1 = s32[] get-tuple-element(%b), index=0
   %value = f32[8]{0} get-tuple-element(%b), index=1
-  %start = f32[8]{0} all-reduce-start(%value), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
+  %start = f32[8]{0} all-reduce-start(%value), channel_id=1, replica_groups=[4,2]<=[8]
   %done = f32[8]{0} all-reduce-done(%start)
   ROOT %next = (s32[], f32[8]{0}) tuple(%at.1, %done)
 }
@@ -105,7 +105,7 @@ ENTRY %main (p: bf16[64,8], q: f32[4]) -> bf16[32,8] {
   %g = (f32[4]{0}, f32[16]{0}) all-gather-start(%q), channel_id=2, replica_groups=[2,4]<=[8]
   %g.again = (f32[4]{0}, f32[16]{0}) all-gather-start(%q), channel_id=2, replica_groups=[2,4]<=[8]
   %g.done = f32[16]{0} all-gather-done(%g)
-  %s = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,1}}
+  %s = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%q), source_target_pairs={{0,1}}
   %r = f32[2]{0} reduce-scatter(%q), channel_id=4, replica_groups={{0,4},{1,5},{2,6},{3,7}}
   %alone = f32[4]{0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%add
   ROOT %fusion = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%fused

@@ -8,8 +8,14 @@ from bigjax.plan.gpu import CARDS
 
 @pytest.mark.parametrize(
     ('topology', 'slices', 'devices'),
-    [('v5e:16x16', 1, 256), ('v5e:4x4', 2, 32), ('v5p:2x2x4', 1, 16), ('tpu7x:2x2x1', 1, 8)]
-    + [('h100:8x8', 1, 64), ('cpu:8', 1, 8)],
+    [
+        ('v5e:16x16', 1, 256),
+        ('v5e:4x4', 2, 32),
+        ('v5p:2x2x4', 1, 16),
+        ('tpu7x:2x2x1', 1, 8),
+        ('h100:8x8', 1, 64),
+        ('cpu:8', 1, 8),
+    ],
 )
 def test_topologies(topology, slices, devices):
     assert targets.parse(topology, slices).num_devices == devices
