@@ -15,10 +15,9 @@ from bigjax.plan.compile import Answer
 from bigjax.plan.roofline import speed
 from bigjax.plan.sketch import MeshSketch, RematSketch, Sketch
 from bigjax.plan.targets import Target
-from bigjax.sharding.mesh import BATCH_AXES
-from bigjax.sharding.rules import ACTIVATION_RULES
+from bigjax.sharding.mesh import AXES, BATCH_AXES
 
-MOST_TENSOR = 16  # parts of a layer; beyond, its matrix products are too small
+MOST_PARTS = 16  # of a layer or a sequence; beyond, matrix products are too small
 GROWTH = 4  # batches of up to so many times the config's are tried
 GRADIENT = 4  # bytes of a parameter's gradient
 Compile = Callable[[Config], Answer | None]
@@ -97,26 +96,20 @@ class Candidate:
 
 
 def meshes(config: Config, target: Target, state: int) -> list[dict[str, int]]:
-    """Factorisations of the devices over data, fsdp, tensor and context that hold the state.
+    """Factorisations over fsdp and one of data, context and tensor that can hold the state.
 
-    state: bytes of the parameters and the optimizer's, whole. Context is left at 1 unless rules
-    split sequences over it, and expert as the config has it.
+    state: bytes of the parameters and the optimizer's, whole. The expert axis is as the config's.
     """
     expert = config.mesh.expert or 1
-    total = target.num_devices // target.num_slices
-    if total % expert:
-        return []
-    divisors = [size for size in range(1, total + 1) if total % size == 0]
-    small = [size for size in divisors if size <= MOST_TENSOR]
-    contexts = small if 'context' in ACTIVATION_RULES['sequence'] else [1]
+    total, left = divmod(target.num_devices, target.num_slices * expert)
+    divisors = [size for size in range(1, total + 1) if total % size == 0 and not left]
     found = []
-    for tensor, context, fsdp in itertools.product(small, contexts, divisors):
-        rest, left = divmod(total, tensor * context * fsdp * expert)
-        too_large = state / (fsdp * tensor * expert) > (target.usable or math.inf)
-        if left or too_large:
-            continue
-        sizes = {'slice': target.num_slices, 'data': rest, 'fsdp': fsdp, 'expert': expert}
-        found.append({**sizes, 'context': context, 'tensor': tensor})
+    for axis, size in itertools.product(('data', 'context', 'tensor'), divisors):
+        sizes = dict.fromkeys(AXES, 1) | {'slice': target.num_slices, 'expert': expert}
+        sizes |= {'fsdp': total // size, axis: size}
+        holds = state / (sizes['fsdp'] * sizes['tensor'] * expert) <= (target.usable or math.inf)
+        if holds and (axis == 'data' or 1 < size <= MOST_PARTS):
+            found.append(sizes)
     return found
 
 
