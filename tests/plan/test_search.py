@@ -78,7 +78,7 @@ def test_a_microbatch_is_the_unit(settings):
 def test_meshes_use_every_device_and_hold_the_state(settings):
     small = search.meshes(settings, V5E, GIB)
     assert all(math.prod(sizes.values()) == 16 for sizes in small)
-    assert {axis: 16 for axis in ('data', 'context', 'tensor', 'fsdp')}.items() <= {
+    assert dict.fromkeys(('data', 'context', 'tensor', 'fsdp'), 16).items() <= {
         (axis, size) for sizes in small for axis, size in sizes.items()
     }
     assert len({tuple(sizes.values()) for sizes in small}) == len(small)
