@@ -30,21 +30,21 @@ def ask(config: Config, target: Target, optimization: str = OPTIMIZATION) -> Ans
     label = f'compiling for {target.name}: batch {config.train.batch_size}, {describe(config)}'
     answer, log = _request({}, config, target, optimization, label)
     answer['warnings'] += rematerialisations(log)
-    return Answer.read(answer)
+    return schema.build(Answer, answer, 'answer')
 
 
 def ask_sketch(config: Config, target: Target, meshes: list[dict[str, int]]) -> Sketch:
     """`sketch.sketch`, in a process that sees the target. Raises: as `ask` does."""
     label = f'building for {target.name} on {len(meshes)} meshes'
     answer, _ = _request({'meshes': meshes}, config, target, OPTIMIZATION, label)
-    return Sketch.read(answer)
+    return schema.build(Sketch, answer, 'sketch')
 
 
 def _request(
     more: dict[str, Any], config: Config, target: Target, optimization: str, label: str
 ) -> tuple[dict[str, Any], str]:
     """The worker's answer, and what it said on stderr."""
-    request = {'config': schema.to_dict(config), 'target': dataclasses.asdict(target), **more}
+    request = {'config': schema.to_dict(config), 'target': schema.to_dict(target), **more}
     command = [sys.executable, '-m', 'bigjax.plan.worker']
     variables = {**os.environ, **environment(target, optimization)}
     with tempfile.TemporaryFile('w+') as wanted, tempfile.TemporaryFile('w+') as said:

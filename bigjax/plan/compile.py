@@ -75,22 +75,6 @@ class Answer:
             return self.out_of_memory.needed
         return sum(self.memory.values())
 
-    @classmethod
-    def read(cls, values: dict[str, Any]) -> 'Answer':
-        """From parsed JSON."""
-        failed = values['out_of_memory']
-        return cls(
-            **{
-                **values,
-                'collectives': tuple(
-                    Collective(kind, tuple(axes), *rest)
-                    for kind, axes, *rest in values['collectives']
-                ),
-                'warnings': tuple(values['warnings']),
-                'out_of_memory': None if failed is None else OutOfMemory(**failed),
-            }
-        )
-
 
 def compile_step(settings: Config, target: Target) -> Answer:
     """The training step of the config, as the loop runs it, on abstract arrays.

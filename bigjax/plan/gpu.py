@@ -1,5 +1,7 @@
 """What XLA's GPU compiler wants to know of a card that is not there."""
 
+from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 from bigjax.chips import CHIPS
@@ -34,34 +36,16 @@ def target_config(name: str) -> str:
     card, chip = CARDS[name], CHIPS[GPUS[name]]
     major, minor = card.capability
     features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'  # such as wgmma: sm_90a
-    return f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024
-  thread_dim_limit_y: 1024
-  thread_dim_limit_z: 64
-  block_dim_limit_x: {2**31 - 1}
-  block_dim_limit_y: {2**16 - 1}
-  block_dim_limit_z: {2**16 - 1}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  shared_memory_per_block: {48 * KIB}
-  shared_memory_per_block_optin: {card.block_shared}
-  shared_memory_per_core: {card.shared}
-  core_count: {card.cores}
-  fpus_per_core: {card.units}
-  l2_cache_size: {card.l2}
-  clock_rate_ghz: {card.clock}
-  memory_bandwidth: {int(chip.bandwidth)}
-  device_memory_size: {chip.memory}
-  cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 7 }}
-device_description_str: "{GPUS[name]}"
-"""
+    template = Template(Path(__file__).with_name('gpu.txtpb').read_text())
+    return template.substitute(
+        card._asdict(),
+        name=GPUS[name],
+        memory=chip.memory,
+        bandwidth=int(chip.bandwidth),
+        major=major,
+        minor=minor,
+        features=features,
+    )
 
 
 def with_cudnn(name: str) -> None:

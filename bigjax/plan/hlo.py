@@ -65,7 +65,8 @@ class Module:
     entry: str
 
 
-class Collective(NamedTuple):
+@dataclass(frozen=True)
+class Collective:
     """Collectives of one kind over the same axes.
 
     times: executions in a step. size: bytes of what they gather, reduce or send, whole, summed.

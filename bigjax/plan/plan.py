@@ -1,6 +1,5 @@
 """`bigjax plan`: whether a config fits hardware that is not here, how fast, and for how much."""
 
-import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def _copies(answer: Answer) -> int:
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Everything, for scripts: `plan.json`."""
     return {
-        'target': dataclasses.asdict(plan.target),
+        'target': schema.to_dict(plan.target),
         'is_estimate': plan.target.is_estimate,
         'config': schema.to_dict(plan.config),
         'step': summary(plan.answer, plan),
@@ -108,8 +107,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 def summary(answer: Answer, plan: Plan, candidate: Candidate | None = None) -> dict[str, Any]:
     """One compiled step with what follows from it, as plain values."""
-    values = dataclasses.asdict(answer)
-    values['collectives'] = [row._asdict() for row in answer.collectives]
+    values = schema.to_dict(answer)
     values |= {'peak': answer.peak, 'usable': plan.target.usable, 'fits': fits(answer, plan.target)}
     if candidate is not None:
         values['remat'] = candidate.remat

@@ -6,7 +6,7 @@ estimate takes residuals of the forward pass for what grows; the first compiled 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from bigjax.chips import Chip
@@ -150,7 +150,7 @@ def _slack(config: Config, first: Answer, drawn: Sketch) -> float:
     return max(taken / (remat.kept / math.prod(first.mesh.values())), 1.0)
 
 
-def _splits_state(mesh: MeshSketch, others: list[MeshSketch]) -> bool:
+def _splits_state(mesh: MeshSketch, others: Iterable[MeshSketch]) -> bool:
     """Whether what tensor and fsdp are meant to split is split: no axis idles."""
 
     def whole(mesh: MeshSketch) -> int:

@@ -1,6 +1,7 @@
 """What can be known of many meshes and remat policies before anything is compiled."""
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,21 +38,12 @@ class RematSketch:
 class Sketch:
     """meshes: those that the config can be built on. remats: by policy; '' where there are none."""
 
-    meshes: list[MeshSketch]
+    meshes: tuple[MeshSketch, ...]
     remats: dict[str, RematSketch]
     parameters: int
 
-    @classmethod
-    def read(cls, values: dict[str, Any]) -> 'Sketch':
-        """From parsed JSON."""
-        return cls(
-            [MeshSketch(**mesh) for mesh in values['meshes']],
-            {name: RematSketch(**remat) for name, remat in values['remats'].items()},
-            values['parameters'],
-        )
 
-
-def sketch(settings: Config, target: Target, meshes: list[dict[str, int]]) -> Sketch:
+def sketch(settings: Config, target: Target, meshes: Sequence[dict[str, int]]) -> Sketch:
     """Builds the config on each of the meshes, and with each policy, on abstract arrays.
 
     Raises: ConfigError if it can be built on none.
@@ -76,7 +68,7 @@ def sketch(settings: Config, target: Target, meshes: list[dict[str, int]]) -> Sk
         with jax.set_mesh(run.mesh):
             step_flops = flops.count(run.jitted_step(), run.abstract, run.abstract_batch).flops
             remats[name] = RematSketch(step_flops, kept(run))
-    return Sketch(found, remats, trees.count(run.abstract.params))
+    return Sketch(tuple(found), remats, trees.count(run.abstract.params))
 
 
 def policies(settings: Config) -> list[str]:

@@ -4,27 +4,35 @@ One target a process: what a compiler needs in its environment is read when it i
 that aborts takes nobody along.
 """
 
-import dataclasses
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
-from bigjax import config
+from bigjax import schema
+from bigjax.config import Config
 from bigjax.errors import BigjaxError
 from bigjax.plan.compile import compile_step
 from bigjax.plan.sketch import sketch
 from bigjax.plan.targets import Target
 
 
-def respond(request: dict[str, Any]) -> dict[str, Any]:
-    """{'config', 'target'} -> an Answer; with 'meshes', a Sketch; or {'error', 'message'}."""
-    target = Target(**{**request['target'], 'shape': tuple(request['target']['shape'])})
+@dataclass(frozen=True)
+class Request:
+    """The step of `config` compiled for `target`; with `meshes`, a sketch of it on each."""
+
+    config: Config
+    target: Target
+    meshes: tuple[dict[str, int], ...] = ()
+
+
+def respond(request: Request) -> dict[str, Any]:
+    """An Answer, a Sketch, or {'error': its class, 'message': ...}."""
     try:
-        settings = config.resolve(request['config'])
-        if 'meshes' in request:
-            return dataclasses.asdict(sketch(settings, target, request['meshes']))
-        return dataclasses.asdict(compile_step(settings, target))
+        if request.meshes:
+            return schema.to_dict(sketch(request.config, request.target, request.meshes))
+        return schema.to_dict(compile_step(request.config, request.target))
     except BigjaxError as error:
         return {'error': type(error).__name__, 'message': str(error)}
 
@@ -33,7 +41,7 @@ def main() -> None:
     """From standard input to standard output; what compilers print goes to standard error."""
     out = os.dup(1)
     os.dup2(2, 1)
-    answer = respond(json.load(sys.stdin))
+    answer = respond(schema.build(Request, json.load(sys.stdin), 'request'))
     with os.fdopen(out, 'w') as file:
         json.dump(answer, file)
 

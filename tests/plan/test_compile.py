@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bigjax import config, trees
+from bigjax import config, schema, trees
 from bigjax.data.batches import to_device, train_batch
 from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.models import flops
@@ -87,8 +87,8 @@ def test_collectives_run_over_the_axes_that_split(answer):
 def test_through_a_process_and_json(settings, answer, capfd):
     assert ask.ask(settings, CPU, 'O1').memory['parameters'] == answer.memory['parameters']
     assert 'compiling for cpu:8: batch 16, fsdp=4 tensor=2, remat full' in capfd.readouterr().err
-    there_and_back = Answer.read(json.loads(json.dumps(dataclasses.asdict(answer))))
-    assert there_and_back == answer
+    there = json.loads(json.dumps(schema.to_dict(answer)))
+    assert schema.build(Answer, there) == answer
 
 
 def test_what_cannot_be_built_is_said_in_a_line(settings):

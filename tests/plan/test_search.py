@@ -101,7 +101,7 @@ def drawn(*meshes):
         'none': RematSketch(3 * 64 * 10**15, 1600 * GIB),
         'full': RematSketch(4 * 64 * 10**15, 16 * GIB),
     }
-    return Sketch([split(mesh) for mesh in meshes], remats, GIB)
+    return Sketch(tuple(map(split, meshes)), remats, GIB)
 
 
 def test_search_compiles_few_and_ranks_by_speed(settings):
@@ -136,7 +136,7 @@ def test_search_compiles_few_and_ranks_by_speed(settings):
 def test_axes_that_split_nothing_are_left_out(settings):
     idle = SIZES | {'fsdp': 8, 'tensor': 2}
     memory = {'parameters': 4 * GIB // 8, 'optimizer': GIB, 'batch': 0}  # tensor splits nothing
-    sketch = Sketch([*drawn(SIZES).meshes, MeshSketch(idle, memory)], drawn(SIZES).remats, GIB)
+    sketch = Sketch((*drawn(SIZES).meshes, MeshSketch(idle, memory)), drawn(SIZES).remats, GIB)
     first = answer(SIZES, 64, LINEAR['grows'])
     found = list(search.candidates(settings, V5E, sketch, first))
     assert found
