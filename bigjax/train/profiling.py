@@ -141,4 +141,5 @@ def _part(path: str) -> str:
     backward = ', backward' if 'transpose(' in path else ''
     names = re.sub(r'\b(?:jit|jvp|transpose|vmap|checkpoint|rematted_computation)\(', '', path)
     names = names.replace(')', '').removeprefix('train_step/')
+    names = re.sub(r'[^/]+\._[^/]+/', '', names)  # of a private method
     return re.sub(r'_\d+(?=/)', '_*', names) + backward

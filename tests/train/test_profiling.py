@@ -72,7 +72,7 @@ def test_time_inside_a_loop_is_not_counted_twice():
     ('path', 'part'),
     [
         (
-            'jit(train_step)/transpose(jvp(Transformer))/block_11/mlp/up/dot_general',
+            'jit(train_step)/transpose(jvp(Transformer))/block_11/block_11._mlp/mlp/up/dot_general',
             'Transformer/block_*/mlp/up/dot_general, backward',
         ),
         ('jit(train_step)/jvp(MLP)/hidden_0/dot_general', 'MLP/hidden_*/dot_general'),
