@@ -144,9 +144,7 @@ def test_gradients_are_the_slopes_of_the_loop(capacity):
     gradients = jax.grad(ours, (0, 1))(params, X)
     exact = jax.tree.map(np.float64, (params, X))
     step = 1e-6
-    for gradient, values in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True
-    ):
+    for gradient, values in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
         for at in RNG.integers(values.size, size=6):
             place = np.unravel_index(at, values.shape)
             middle, found = values[place], []
@@ -267,8 +265,9 @@ def test_rows_that_the_mesh_does_not_divide():
 
 def test_what_cannot_be_is_refused():
     module = layer(experts=6)
-    with jax.set_mesh(make_mesh(MeshConfig(expert=4))):
-        with pytest.raises(ConfigError, match='mesh.expert: expected a divisor of 6, .* got 4'):
-            jax.eval_shape(module.init, jax.random.key(0), X)
+    message = r'mesh\.expert: expected a divisor of 6, .* got 4'
+    mesh = make_mesh(MeshConfig(expert=4))
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), X)
     with pytest.raises(ValueError, match='experts_per_token=3 is more than experts=2; change one'):
         Config(experts=2, experts_per_token=3)
