@@ -44,6 +44,7 @@ class Model:
     empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
         None for models that cannot.
     context: the most positions of tokens that it tells apart; None for any number.
+    sequence: the positions of a row, which the mesh axis `context` can split; None if it cannot.
     """
 
     init: Callable[[jax.Array], Variables]
@@ -51,6 +52,7 @@ class Model:
     axes: Any
     empty_cache: Callable[[int, int], Any] | None = None
     context: int | None = None
+    sequence: int | None = None
     parts: Callable[..., tuple[Any, Variables]] | None = None
 
     def abstract(self) -> Any:

@@ -148,7 +148,7 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
 def as_model(module: 'Transformer', inputs: Any) -> Model:
     """The module as plain functions; one that predicts what comes next can also write on."""
     config = module.config
-    model = from_linen(module, inputs)
+    model = replace(from_linen(module, inputs), sequence=Sequences.read(inputs).length)
     if config.head == 'tokens':
         model = replace(model, parts=_parts(module))
     context = module.max_length if config.positions == 'learned' else None

@@ -4,7 +4,7 @@ Shapes: B batch, H, W image height and width, C channels, P patch side, T patche
 outputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -51,7 +51,9 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
             f'config.model.patch: expected a divisor of the image sides {height} and {width},'
             f' got {config.patch}'
         )
-    return from_linen(ViT(config, outputs, dtype), inputs)
+    patches = height * width // config.patch**2
+    model = from_linen(ViT(config, outputs, dtype), inputs)
+    return replace(model, sequence=patches + (config.pool == 'token'))
 
 
 class ViT(nn.Module):

@@ -3,7 +3,6 @@
 Shapes: B batch, T queries, S keys, H heads, K key heads, G = H / K, C head size, N blocks.
 """
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,13 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from bigjax.errors import ConfigError
-from bigjax.nn.linear import SUM_IN_FLOAT32
+from bigjax.nn import partials
+from bigjax.nn.partials import Keys, Queries, Rule
+from bigjax.nn.ring import attend_around
+from bigjax.sharding.rules import parts
 
 Implementation = Literal['dense', 'chunked', 'cudnn']
 """For the fields of configs: all logits at once; block by block; cuDNN's kernels, on a GPU."""
 
-BLOCK = 512
-LOWEST = -1e30
 # On a CPU all logits at once are twice as fast as blocks of them at 256 positions, a tenth faster
 # at 1024, and no faster at 2048; but they take memory quadratic in the length.
 DENSE_LENGTH = 512
@@ -56,12 +56,14 @@ def attend(
     dropout: of the weights after softmax.
     implementation: None takes cuDNN where it can, and otherwise goes by length.
 
+    On a mesh with an axis 'context' each device holds a part of the sequence, and keys go round.
+
     H is a multiple of K: each key head serves H / K heads in a row (Ainslie et al. 2023). Softmax
     is in float32.
 
     Raises: ConfigError when 'cudnn' is asked for what it cannot do.
     """
-    rule = Rule(causal, window, stride, logit_soft_cap, dropout)
+    rule = Rule(causal, window, stride, logit_soft_cap, dropout.rate if dropout else 0.0)
     if key_segments is None:
         key_segments = segments
     elif segments is None:
@@ -70,8 +72,15 @@ def attend(
     if implementation == 'cudnn':
         return _cudnn(query, key, value, rule, segments, key_segments)
     queries, keys = _heads_first(query, key, value, segments, key_segments)
-    compute = {'dense': _dense, 'chunked': _chunked}[implementation]
-    return _positions_first(compute(queries, keys, rule).astype(query.dtype))
+    if dropout is not None:
+        rows = jax.random.key_data(jax.random.split(dropout.rng, queries.vectors.shape[:-1]))
+        queries = queries._replace(noise=lax.bitcast_convert_type(rows, jnp.int32))
+    summed = {'dense': partials.at_once, 'chunked': partials.by_blocks}[implementation]
+    if parts('sequence', query.shape[1]) > 1:
+        mixed = attend_around(queries, keys, rule, summed)
+    else:
+        mixed = summed(queries, keys, rule).normalized()
+    return _positions_first(mixed.astype(query.dtype))
 
 
 def attend_cached(
@@ -80,7 +89,7 @@ def attend_cached(
     values: jax.Array,
     positions: jax.Array,
     key_positions: jax.Array,
-    rule: 'Rule',
+    rule: Rule,
 ) -> jax.Array:
     """`attend` for few queries [B, T, H, C] at `positions` [B, T]: [B, T, H, C].
 
@@ -90,155 +99,9 @@ def attend_cached(
     real = jnp.ones_like(positions)
     queries = Queries(grouped, positions[..., None], real[..., None])
     filled = (key_positions >= 0).astype(jnp.int32)
-    found = _dense(queries, Keys(keys, values, key_positions[..., None], filled[..., None]), rule)
+    seen = Keys(keys, values, key_positions[..., None], filled[..., None])
+    found = partials.at_once(queries, seen, rule).normalized()
     return _positions_first(found.astype(query.dtype))
-
-
-class Queries(NamedTuple):
-    """The last axis but one is the sequence, in `Keys` too; a first axis of 1 stands for B."""
-
-    vectors: jax.Array  # [B, K, G, T, C], scaled
-    positions: jax.Array  # [1, T, 1]
-    segments: jax.Array | None  # [B, T, 1]
-
-
-class Keys(NamedTuple):
-    """Keys, and the values that they stand for."""
-
-    vectors: jax.Array  # [B, K, S, C]
-    values: jax.Array  # [B, K, S, C]
-    positions: jax.Array  # [1, S, 1]
-    segments: jax.Array | None  # [B, S, 1]
-
-
-class Rule(NamedTuple):
-    """Which keys a query sees, and what becomes of its logits and weights."""
-
-    causal: bool = False
-    window: int | None = None
-    stride: int | None = None
-    soft_cap: float | None = None
-    dropout: Dropout | None = None
-
-    def visible(self, queries: Queries, keys: Keys) -> jax.Array | None:
-        """Bool [B or 1, T, S]; None when all see all."""
-        ahead = keys.positions.mT - queries.positions
-        masks = []
-        if self.causal:
-            masks.append(ahead <= 0)
-        if self.window is not None:
-            masks.append(abs(ahead) < self.window)
-        if self.stride is not None:
-            masks.append((abs(ahead) < self.stride) | (ahead % self.stride == 0))
-        if queries.segments is not None and keys.segments is not None:
-            masks.append(queries.segments == keys.segments.mT)
-        return functools.reduce(jnp.logical_and, masks) if masks else None
-
-    def reaches(self, queries: Queries, keys: Keys) -> jax.Array:
-        """Whether any query may see any key, by position alone."""
-        nearest_behind = keys.positions.min() - queries.positions.max()
-        nearest_ahead = keys.positions.max() - queries.positions.min()
-        window = self.window or jnp.iinfo(jnp.int32).max
-        return (nearest_behind < (1 if self.causal else window)) & (nearest_ahead > -window)
-
-
-class Partial(NamedTuple):
-    """Attention to some of the keys, not normalised yet, in float32.
-
-    values [B, K, G, T, C] are weighted by exp(logit - top); total is the sum of the weights. Both
-    top and total are [B, K, G, T].
-    """
-
-    values: jax.Array
-    top: jax.Array
-    total: jax.Array
-
-    def plus(self, other: 'Partial') -> 'Partial':
-        """Of the keys of both."""
-        top = jnp.maximum(self.top, other.top)
-        mine, theirs = jnp.exp(self.top - top), jnp.exp(other.top - top)
-        values = self.values * mine[..., None] + other.values * theirs[..., None]
-        return Partial(values, top, self.total * mine + other.total * theirs)
-
-    def normalized(self) -> jax.Array:
-        """[B, K, G, T, C]; zeros where no key was seen."""
-        return self.values / jnp.where(self.total > 0, self.total, 1)[..., None]
-
-
-def _partial(queries: Queries, keys: Keys, rule: Rule) -> Partial:
-    einsum = functools.partial(
-        jnp.einsum,
-        precision=SUM_IN_FLOAT32.get(keys.vectors.dtype.name),
-        preferred_element_type=jnp.float32,
-    )
-    # The heads of a group are rows of one matrix: with an axis of their own, half as fast on CPU.
-    shape = queries.vectors.shape
-    rows = queries.vectors.reshape(*shape[:2], -1, shape[-1])
-    logits = einsum('bkrc,bksc->bkrs', rows, keys.vectors).reshape(*shape[:-1], -1)
-    if rule.soft_cap is not None:
-        logits = rule.soft_cap * jnp.tanh(logits / rule.soft_cap)
-    visible = rule.visible(queries, keys)
-    if visible is not None:
-        visible = jnp.broadcast_to(visible[:, None, None], logits.shape)
-        logits = jnp.where(visible, logits, -jnp.inf)
-    # The top cancels out in the end. A finite one makes all weights zero where no key is visible.
-    top = lax.stop_gradient(jnp.maximum(logits.max(-1), LOWEST))
-    weights = jnp.exp(logits - top[..., None])
-    total = weights.sum(-1)
-    if rule.dropout is not None:
-        weights = _dropped(weights, queries, keys, rule.dropout)
-    weights = weights.astype(keys.values.dtype).reshape(*rows.shape[:-1], -1)
-    return Partial(einsum('bkrs,bksc->bkrc', weights, keys.values).reshape(shape), top, total)
-
-
-def _dropped(weights: jax.Array, queries: Queries, keys: Keys, dropout: Dropout) -> jax.Array:
-    """Each block of queries and keys has noise of its own, the same when it is computed again."""
-    rng = jax.random.fold_in(dropout.rng, queries.positions.max())
-    rng = jax.random.fold_in(rng, keys.positions.max())
-    kept = jax.random.bernoulli(rng, 1 - dropout.rate, weights.shape)
-    return jnp.where(kept, weights / (1 - dropout.rate), 0)
-
-
-def _dense(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
-    return _partial(queries, keys, rule).normalized()
-
-
-def _chunked(queries: Queries, keys: Keys, rule: Rule) -> jax.Array:
-    """Block by block, with a running maximum and sum, and again in the backward pass: memory linear
-    in T (Rabe & Staats 2021). Blocks out of reach are skipped."""
-    if keys.segments is None and keys.positions.size % BLOCK:  # segment -1 will mark padding
-        queries = queries._replace(segments=jnp.zeros_like(queries.positions))
-        keys = keys._replace(segments=jnp.zeros_like(keys.positions))
-    query_blocks, key_blocks = jax.tree.map(_in_blocks, (queries, keys))
-
-    def of_queries(queries: Queries) -> jax.Array:
-        def add(sum: Partial, keys: Keys) -> tuple[Partial, None]:
-            def more() -> Partial:
-                return sum.plus(_partial(queries, keys, rule))
-
-            return lax.cond(rule.reaches(queries, keys), more, lambda: sum), None
-
-        zeros = jnp.zeros(queries.vectors.shape, jnp.float32)
-        nothing = Partial(zeros, jnp.full_like(zeros[..., 0], LOWEST), zeros[..., 0])
-        return lax.scan(jax.checkpoint(add), nothing, key_blocks)[0].normalized()
-
-    blocks = lax.map(jax.checkpoint(of_queries), query_blocks)
-    return _from_blocks(blocks, queries.positions.size)
-
-
-def _in_blocks(x: jax.Array) -> jax.Array:
-    """[..., T, C] -> [N, ..., T / N, C], padded with -1."""
-    length = x.shape[-2]
-    size = min(BLOCK, length)
-    padding = [(0, 0)] * (x.ndim - 2) + [(0, -length % size), (0, 0)]
-    padded = jnp.pad(x, padding, constant_values=-1)
-    return jnp.moveaxis(padded.reshape(*x.shape[:-2], -1, size, x.shape[-1]), -3, 0)
-
-
-def _from_blocks(blocks: jax.Array, length: int) -> jax.Array:
-    """[N, ..., T / N, C] -> [..., T, C] without padding."""
-    x = jnp.moveaxis(blocks, 0, -3)
-    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :length, :]
 
 
 def _heads_first(
@@ -280,14 +143,16 @@ def _fits_cudnn(query: jax.Array, key: jax.Array, rule: Rule) -> bool:
         and query.shape[-1] <= 128
         and query.shape[1] % 2 == key.shape[1] % 2 == 0
         and rule.soft_cap is None
-        and rule.dropout is None
+        and not rule.dropout
+        and parts('sequence', query.shape[1]) == 1
     )
 
 
 def _fastest(query: jax.Array, key: jax.Array, rule: Rule) -> Implementation:
     if _fits_cudnn(query, key, rule):
         return 'cudnn'
-    return 'dense' if max(query.shape[1], key.shape[1]) <= DENSE_LENGTH else 'chunked'
+    length = max(query.shape[1], key.shape[1]) // parts('sequence', query.shape[1])
+    return 'dense' if length <= DENSE_LENGTH else 'chunked'
 
 
 def _cudnn(
@@ -305,9 +170,9 @@ def _cudnn(
     if not _fits_cudnn(query, key, rule):
         raise ConfigError(
             "attention_implementation: 'cudnn' expects a GPU, 16-bit precision, heads of 8 to 128,"
-            ' even lengths, no soft cap and no dropout, got '
+            ' even lengths, no soft cap, no dropout and no mesh axis context, got '
             f'{jax.default_backend()}, {query.dtype}, {query.shape[-1]}, {query.shape[1]}, '
-            f'{rule.soft_cap}, {rule.dropout and rule.dropout.rate}; leave it out'
+            f'{rule.soft_cap}, {rule.dropout}, {parts("sequence", query.shape[1])}; leave it out'
         )
     mask, window = None, None
     if segments is not None or rule.stride or (rule.window and not rule.causal):

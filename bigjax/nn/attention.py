@@ -13,13 +13,14 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.nn import initializers
-from bigjax.nn.attend import Dropout, Implementation, Rule, attend, attend_cached
+from bigjax.nn.attend import Dropout, Implementation, attend, attend_cached
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import matmul
 from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
+from bigjax.nn.partials import Rule
 from bigjax.nn.positions import Frequencies, rotate
-from bigjax.sharding.rules import constrain
+from bigjax.sharding.rules import constrain, parts
 
 PROJECTION = 'projection'
 """By this name policies of rematerialisation know what a projection gives."""
@@ -67,7 +68,7 @@ class Cache(NamedTuple):
     def empty(cls, batch: int, places: int, heads: int, size: int, dtype: Any) -> 'Cache':
         """Of one layer; `heads` are key heads."""
         vectors = jnp.zeros((batch, heads, places, size), dtype)
-        vectors = constrain(vectors, ('batch', 'kv_heads', 'sequence', 'head_dim'))
+        vectors = constrain(vectors, ('batch', 'kv_heads', None, 'head_dim'))
         return cls(vectors, vectors, jnp.full((batch, places), -1, jnp.int32))
 
     def write(
@@ -144,6 +145,7 @@ class Attention(nn.Module):
             mixed = attend_cached(query, seen.keys, seen.values, positions, seen.positions, rule)
         else:
             mixed = self._attend(query, key, value, segments, train)
+        mixed = constrain(mixed, ('batch', 'sequence', 'heads', 'head_dim'))
         return Projection(
             x.shape[-1:],
             ('heads', 'head_dim', 'embed'),
@@ -162,6 +164,11 @@ class Attention(nn.Module):
         segments: jax.Array | None,
         train: bool,
     ) -> jax.Array:
+        # Where key heads are fewer than the parts of the heads, each part has those that it needs.
+        copies = math.lcm(self.key_heads, parts('heads', self.heads)) // self.key_heads
+        if copies > 1:
+            axes = ('batch', 'sequence', 'kv_heads', 'head_dim')
+            key, value = (constrain(x.repeat(copies, axis=2), axes) for x in (key, value))
         drops = train and self.dropout > 0
         return attend(
             query,

@@ -29,6 +29,10 @@ from bigjax.sharding.rules import constrain
 UNROLLED_LAYERS = 24
 """Above this many layers scan is the default: the program, and its compile time, stop growing."""
 
+SPLIT, WHOLE = ('batch', 'residual', 'embed'), ('batch', 'sequence', 'embed')
+"""How activations lie between the branches, where each position is on its own, and inside them,
+where heads or hidden units are split instead (Korthikanti et al. 2022, section 4.2.2)."""
+
 STDDEV = 0.02
 KERNEL_INIT = initializers.normal(STDDEV)
 """Of every matrix and table but those of `residual_init` (Radford et al. 2018, section 4.1)."""
@@ -220,12 +224,12 @@ class Block(nn.Module):
         config = self.config
         norm = make_block_norm(config, norm_name, self.dtype)
         is_pre = config.norm_position == 'pre'
-        y = branch(norm(x) if is_pre else x)
-        y = Dropout(config.dropout)(y, self.train)
+        y = branch(constrain(norm(x) if is_pre else x, WHOLE))
+        y = Dropout(config.dropout)(constrain(y, SPLIT), self.train)
         if self.train and config.stochastic_depth:
             y = drop_samples(self.make_rng('dropout'), y, drop_rate)
         x = x + y if is_pre else norm(x + y)
-        return constrain(x, ('batch', 'sequence', 'embed'))
+        return constrain(x, SPLIT)
 
 
 def make_block_norm(config: Config, name: str, dtype: Any) -> nn.Module:
@@ -254,7 +258,7 @@ def run_blocks(
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not scan)
     options = (config, sight, train, dtype)
     drop_rates = config.stochastic_depth * jnp.linspace(0, 1, config.layers)
-    x = constrain(x.astype(dtype), ('batch', 'sequence', 'embed'))
+    x = constrain(x.astype(dtype), SPLIT)
     if scan:
         stack = nn.scan(
             block,
@@ -270,7 +274,7 @@ def run_blocks(
             x, _ = block(*options, name=f'block_{layer}')(x, drop_rates[layer], segments, positions)
     if config.norm_position == 'pre':
         x = make_block_norm(config, 'final_norm', dtype)(x)
-    return x
+    return constrain(x, WHOLE)
 
 
 def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:

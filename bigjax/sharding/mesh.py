@@ -140,6 +140,21 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int, where: str)
         )
 
 
+def check_divides(mesh: Mesh, axis: str, size: int, what: str, instead: str = '') -> None:
+    """Raises: ConfigError unless `axis` divides the `size` things called `what`, with the nearest
+    sizes that do."""
+    parts = mesh.shape[axis]
+    if size % parts:
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(math.log(n / parts)))[:5])
+        *first, last = map(str, near)
+        raise ConfigError(
+            f'config.mesh.{axis}: {size} {what} do not divide over {axis}={parts}; use '
+            + (f'{", ".join(first)} or {last}' if first else last)
+            + instead
+        )
+
+
 def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     """The rows of a global batch that live on this process's devices, ascending int64 [R].
 

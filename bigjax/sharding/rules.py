@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigjax import trees
 from bigjax.errors import ConfigError, nearest
-from bigjax.sharding.mesh import BATCH_AXES
+from bigjax.sharding.mesh import BATCH_AXES, check_divides
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -34,6 +34,9 @@ PARAMETER_RULES: Rules = {
     'rank': (),
 }
 
+UNDIVIDED = {'heads': 'heads', 'mlp': 'hidden units', 'experts': 'experts'}
+"""Axes that must divide over the mesh, and what they count: whole they would cost all it saves."""
+
 IN_USE_RULES: Rules = {
     name: tuple(axis for axis in axes if axis != 'fsdp') for name, axes in PARAMETER_RULES.items()
 }
@@ -43,7 +46,8 @@ ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
     'experts': ('expert',),
     'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
-    'sequence': (),
+    'sequence': ('context',),
+    'residual': ('context', 'tensor'),  # the sequence, where each position is on its own
     'embed': (),
     'mlp': ('tensor',),
     'heads': ('tensor',),
@@ -56,25 +60,38 @@ ACTIVATION_RULES: Rules = {
 def spec(
     names: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int], rules: Rules
 ) -> tuple[PartitionSpec, list[str]]:
-    """The mesh axes of one array, and why any of them could not be had.
+    """The mesh axes of one array, as many of each rule's as divide it, and why not all.
 
     Raises: ConfigError on a name that is in no rule, or two dimensions on one mesh axis.
     """
     entries: list[tuple[str, ...] | None] = []
     refusals: list[str] = []
     for name, size in zip(names, shape, strict=True):
-        if name is not None and name not in rules:
-            raise ConfigError(f'no sharding rule for axis {name!r}: {nearest(name, rules)}')
-        axes = () if name is None else tuple(axis for axis in rules[name] if sizes.get(axis, 1) > 1)
-        parts = math.prod(sizes[axis] for axis in axes)
-        if size % parts:
-            refusals.append(f'{name}={size} is not divisible by {"*".join(axes)}={parts}')
-            axes = ()
+        wanted = _wanted(name, sizes, rules)
+        axes = _dividing(wanted, size, sizes)
+        if axes != wanted:
+            parts = math.prod(sizes[axis] for axis in wanted)
+            refusals.append(f'{name}={size} is not divisible by {"*".join(wanted)}={parts}')
         entries.append(axes or None)
     used = [axis for axes in entries if axes for axis in axes]
     if len(used) != len(set(used)):
         raise ConfigError(f'sharding rules put two of the axes {names} on one mesh axis')
     return PartitionSpec(*entries), refusals
+
+
+def _wanted(name: str | None, sizes: Mapping[str, int], rules: Rules) -> tuple[str, ...]:
+    if name is None:
+        return ()
+    if name not in rules:
+        raise ConfigError(f'no sharding rule for axis {name!r}: {nearest(name, rules)}')
+    return tuple(axis for axis in rules[name] if sizes.get(axis, 1) > 1)
+
+
+def _dividing(axes: tuple[str, ...], size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The first of the axes, as many as divide `size` together."""
+    while size % math.prod(sizes[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
 
 
 def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[str]]:
@@ -95,6 +112,21 @@ def parameter_shardings(axes: Any, shapes: Any, mesh: Mesh) -> tuple[Any, list[s
     return trees.map_with_name(sharding, shapes, axes), notes
 
 
+def check_parameters(axes: Any, shapes: Any, mesh: Mesh) -> None:
+    """Raises: ConfigError if heads, hidden units or experts do not divide over their mesh axis.
+
+    axes, shapes: as in `parameter_shardings`.
+    """
+    leaves = list(zip(jax.tree.leaves(axes), jax.tree.leaves(shapes), strict=True))
+    for name, things in UNDIVIDED.items():
+        (axis,) = PARAMETER_RULES[name]
+        sizes = [
+            leaf.shape[tuple(names).index(name)] for names, leaf in leaves if name in tuple(names)
+        ]
+        if sizes:
+            check_divides(mesh, axis, math.gcd(*sizes), things)
+
+
 def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """A parameter as a layer computes with it: whole over fsdp, still split over tensor.
 
@@ -110,7 +142,7 @@ def in_use(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(parameter: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    return _placed(parameter, names, IN_USE_RULES)
+    return _placed(jax.lax.optimization_barrier(parameter), names, IN_USE_RULES)
 
 
 def _gathered_forward(
@@ -137,6 +169,18 @@ def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     if _mesh_size() == 1:
         return x
     return _placed(x, names, ACTIVATION_RULES)
+
+
+def activation_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """Where `constrain` puts an array of that shape. Raises: ConfigError as it does."""
+    return spec(names, shape, jax.sharding.get_abstract_mesh().shape, ACTIVATION_RULES)[0]
+
+
+def parts(name: str, size: int) -> int:
+    """Into how many parts an activation's axis `name` of that size is cut."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    axes = _dividing(_wanted(name, mesh, ACTIVATION_RULES), size, mesh)
+    return math.prod(mesh[axis] for axis in axes)
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,26 +24,34 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding import hosts
-from bigjax.sharding.mesh import process_rows, replicated
-from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, selection
+from bigjax.sharding.mesh import process_rows
+from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
-from bigjax.train.clock import Clock
+from bigjax.train.clock import Clock, Work
+from bigjax.train.model_flops import model_flops
 from bigjax.train.preemption import stop_requests
+from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
-from bigjax.train.step import train_step
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, console: Console | None = None) -> dict[str, float]:
+def train(
+    config: Config,
+    workdir: Path,
+    console: Console | None = None,
+    profiled: range = profiling.NOTHING,
+) -> dict[str, float]:
     """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
 
+    profiled: steps whose trace goes into `workdir/profile`, counted by those that are done before.
     Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
     code.
     """
+    started = time.perf_counter()
     config = with_pretrained_shape(config)
     leads = hosts.leads()
     console = console if console is not None and leads else Console(quiet=True)
@@ -57,22 +66,26 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> dict
             jax.set_mesh(run.mesh),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
-            started = time.perf_counter()
             state, restored = _first_state(run, checkpoints)
+            profiling.check_steps(profiled, restored or 0, run.total_steps)
             sinks = (
                 open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
             )
-            with Writer(workdir if leads else None, restored, sinks) as writer:
+            tracer = profiling.Tracer(profiled if leads else profiling.NOTHING, workdir / 'profile')
+            with Writer(workdir if leads else None, restored, sinks) as writer, tracer:
+                work, formula = _work(run)
                 seconds = time.perf_counter() - started
                 writer.event(
                     'start',
                     restored,
                     seconds=seconds,
-                    devices=jax.device_count(),
                     processes=jax.process_count(),
+                    formula=formula,
+                    **asdict(work),
                 )
+                clock = Clock(work, started)
                 with progress(run.total_steps, restored or 0, console) as show:
-                    state = Session(run, workdir, checkpoints, writer, show).run(
+                    state = Session(run, workdir, checkpoints, writer, show, clock, tracer).run(
                         state, restored or 0
                     )
                 results = _conclude(run, workdir, checkpoints, state, writer)
@@ -84,7 +97,14 @@ class Session:
     """One attempt: the loop and what it has to remember from step to step."""
 
     def __init__(
-        self, run: Run, workdir: Path, checkpoints: Checkpoints, writer: Writer, show: Progress
+        self,
+        run: Run,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        writer: Writer,
+        show: Progress,
+        clock: Clock,
+        tracer: Tracer,
     ):
         self.ran = run
         self.checkpoints = checkpoints
@@ -93,17 +113,13 @@ class Session:
         self.history = hosts.first('history', partial(_history, workdir), 60)
         self.evaluate = outcome.evaluator(run)
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.clock = Clock()
+        self.clock, self.tracer = clock, tracer
         self.last_values: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
         """The state after the last step. Raises: Preempted, Diverged."""
         run = self.ran
-        step_function = jax.jit(
-            partial(train_step, run.recipe),
-            donate_argnums=0,
-            out_shardings=(run.shardings, replicated(run.mesh)),
-        )
+        step_function = run.jitted_step()
         stop = run.total_steps
         eval_due, save_due, log_due = (
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
@@ -124,10 +140,12 @@ class Session:
                         break
                 if finished:
                     break
+                self.tracer.begin(step, state)
                 with self.clock.waiting():
                     batch = next(stream)
                 started = time.perf_counter()
-                state, logged = step_function(state, batch)
+                with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
+                    state, logged = step_function(state, batch)
                 if step == start:
                     seconds = time.perf_counter() - started
                     self.writer.event('compile', step, seconds=seconds)
@@ -137,6 +155,13 @@ class Session:
                 if log_due(step + 1) or step == start:
                     self.pending = step + 1, logged
                 self.latest = logged
+                if self.tracer.ends(step + 1, state):
+                    with self.clock.paused():
+                        started = time.perf_counter()
+                        compiled = step_function.lower(state, batch).compile()  # no second time
+                        log.info(self.tracer.finish(compiled.as_text() or ''))
+                        seconds = time.perf_counter() - started
+                        self.writer.event('profile', step + 1, seconds=seconds)
         self._log()
         return state
 
@@ -195,8 +220,7 @@ class Session:
         groups = run.recipe.train_groups
         measured = metrics.compute(groups, metrics.accumulate(groups, None, host.pop('metrics')))
         numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
-        timing = self.clock.lap(step, run.config.train.batch_size, run.splits.spec.tokens)
-        numbers |= {f'perf/{name}': value for name, value in timing.items()}
+        numbers |= {f'perf/{name}': value for name, value in self.clock.lap(step).items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
         self._require_finite(step, host)
@@ -213,6 +237,15 @@ class Session:
                 'optimizer.learning_rate or set optimizer.clip; '
                 + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
             )
+
+
+def _work(run: Run) -> tuple[Work, str]:
+    """What a step does, and by which formula its FLOPs are counted."""
+    flops = model_flops(run)
+    kind, size = run.mesh.devices.flat[0].device_kind, run.config.train.batch_size
+    tokens = run.splits.spec.tokens
+    tokens = None if tokens is None else size * tokens
+    return Work(size, tokens, flops.a_step, kind, run.mesh.size), flops.formula
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigjax.errors import ConfigError
-from bigjax.nn import attend as attention
+from bigjax.nn import partials
 from bigjax.nn.attend import Dropout, attend
 from bigjax.nn.attention import Attention, Cache
 from bigjax.nn.positions import Frequencies
@@ -37,7 +37,7 @@ IMPLEMENTATIONS = ('dense', 'chunked')
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
     """Of 4, so that 10 positions are three blocks, the last one half full."""
-    monkeypatch.setattr(attention, 'BLOCK', 4)
+    monkeypatch.setattr(partials, 'BLOCK', 4)
 
 
 def attend_jitted(implementation, query, key, value, **options):
