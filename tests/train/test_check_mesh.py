@@ -31,12 +31,14 @@ def config(**values):
 
 @functools.cache
 def alone():
-    return follow(build(config(), blobs(), jax.devices()[:1]), 2)
+    run = build(config(), blobs(), jax.devices()[:1])
+    return follow(run, run.init(), 2)
 
 
 def spread(mesh, change=lambda run: run):
     """The same on a mesh, with a change."""
-    return follow(change(build(config(mesh=mesh), blobs())), 2)
+    run = build(config(mesh=mesh), blobs())
+    return follow(change(run), run.init(), 2)
 
 
 def test_noise_is_the_same_on_any_mesh():
@@ -46,9 +48,9 @@ def test_noise_is_the_same_on_any_mesh():
         'model': {**PERCEPTRON, 'dropout': 0.5, 'norm': 'batch'},
         'train': {'steps': 6, 'batch_size': 32, 'accumulation': 2},
     }
-    one = follow(build(config(**values), blobs(), jax.devices()[:1]), 3)
-    many = follow(build(config(**values, mesh={'data': 4, 'tensor': 2}), blobs()), 3)
-    found = compare(one, many)
+    one = build(config(**values), blobs(), jax.devices()[:1])
+    many = build(config(**values, mesh={'fsdp': 4, 'tensor': 2}), blobs())
+    found = compare(*(follow(run, run.init(), 3) for run in (one, many)))
     assert max(found.values()).value <= TOLERANCES['float32']
     assert found['init'].value == 0
 
