@@ -171,7 +171,7 @@ def test_the_command_makes_virtual_devices(tmp_path):
     assert '1 steps of 16 rows' in done.stdout
     assert 'on 8 x cpu against one' in done.stdout
     assert 'data=2 tensor=4 (config)' in done.stdout
-    assert done.stdout.splitlines()[-1] == '9 meshes compute what one device does'
+    assert done.stdout.splitlines()[-1] == '8 meshes compute what one device does'
 
 
 def test_the_command_names_the_worst(tmp_path):
