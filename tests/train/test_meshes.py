@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bigjax import trees
 from bigjax.data import batches
+from bigjax.errors import ConfigError
 from bigjax.sharding.mesh import replicated
 from bigjax.train.build import Run, batch_spec, build
 from bigjax.train.step import train_step
@@ -221,3 +222,22 @@ def test_norms_see_parts_of_the_sequence_and_attention_its_heads(compiled_anew, 
     gathered = set(re.findall(r'f32\[(16,16,[\d,]+)\]\S* all-gather\(', program))
     assert gathered == {'16,16,40', '16,16,2,6'}  # what branches read; gradients of shared keys
     assert 'Involuntary' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('name', 'mesh', 'message'),
+    [
+        ('decoder', {'data': 1, 'tensor': 8}, '4 heads do not divide over tensor=8; use 1, 2 or 4'),
+        (
+            'decoder',
+            {'data': 1, 'context': 8},
+            '12 positions do not divide over context=8; use 2, 3, 4, 6 or 12, or rows of 8 or 16',
+        ),
+        ('vit', {'data': 4, 'context': 2}, '5 positions do not divide over context=2; use 1 or 5'),
+        ('lstm', {'data': 4, 'context': 2}, 'expected 1 for a model that reads no sequence'),
+    ],
+)
+def test_what_a_mesh_cannot_divide_is_refused(name, mesh, message):
+    make, model, values = MODELS[name]
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_config(model=model, mesh=mesh, **values), make())
