@@ -82,8 +82,9 @@ def case(name: str, steps: int, log_every: int) -> Config:
     )
 
 
-def bare_steps(run: Run, count: int) -> Callable[[], None]:
-    """A function that takes `count` steps on one batch that already lies on the devices."""
+def prepared(run: Run) -> tuple[jax.stages.Compiled, Callable[[], tuple[Any, Any]]]:
+    """The compiled step, and a function that dispatches it on one batch that already lies on the
+    devices: it returns the state and what is logged. Call it under the run's mesh."""
     step = jax.jit(
         partial(train_step, run.recipe),
         donate_argnums=0,
@@ -94,13 +95,26 @@ def bare_steps(run: Run, count: int) -> Callable[[], None]:
     rows = process_rows(sharding, size)
     batch = batches.to_device(batches.train_batch(source, 0, 0, size, rows), sharding, size)
     state = run.init()
+    with jax.set_mesh(run.mesh):
+        compiled = step.lower(state, batch).compile()
+
+    def dispatch() -> tuple[Any, Any]:
+        nonlocal state
+        state, logged = step(state, batch)
+        return state, logged
+
+    return compiled, dispatch
+
+
+def bare_steps(run: Run, count: int) -> Callable[[], None]:
+    """A function that takes `count` steps on one batch."""
+    _, dispatch = prepared(run)
 
     def steps() -> None:
-        nonlocal state
         with jax.set_mesh(run.mesh):
             for _ in range(count):
-                state, logged = step(state, batch)
-            jax.block_until_ready((state, logged))
+                latest = dispatch()
+            jax.block_until_ready(latest)
 
     steps()
     return steps

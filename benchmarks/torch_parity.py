@@ -9,11 +9,11 @@ import argparse
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.cases import CASES, bare_steps, built
 from benchmarks.timing import alternate, print_table, ratio, spread
+from benchmarks.torch_models import GPT
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
@@ -37,45 +37,15 @@ def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
     return model, images, torch.randint(10, (128,)), nn.CrossEntropyLoss()
 
 
-class Block(nn.Module):
-    """Of GPT-2, without biases: causal attention, then an MLP."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2))
-        self.qkv, self.out = (nn.Linear(width, n * width, bias=False) for n in (3, 1))
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norms[0](x)).view(batch, length, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
-
-
-class GPT(nn.Module):
-    """Logits [B * T, V]; the read-out is the token table."""
-
-    def __init__(self, vocabulary: int, length: int, width: int, heads: int, layers: int):
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width, bias=False)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(ids) + self.positions.weight
-        return F.linear(self.norm(self.blocks(x)), self.tokens.weight).flatten(0, 1)
-
-
 def gpt() -> tuple[nn.Module, torch.Tensor, torch.Tensor, nn.Module]:
     """The model, a batch, and the loss."""
     ids = torch.randint(65, (12, 65))
-    return GPT(65, 64, 128, 4, 4), ids[:, :-1], ids[:, 1:].flatten(), nn.CrossEntropyLoss()
+    return (
+        GPT(65, 64, 128, 4, 4, bias=False, gelu='none'),
+        ids[:, :-1],
+        ids[:, 1:].flatten(),
+        nn.CrossEntropyLoss(),
+    )
 
 
 def torch_steps(make: Callable, count: int, compiled: bool) -> Callable[[], None]:

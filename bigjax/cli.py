@@ -4,16 +4,18 @@ A config file is Python and is run. Fields are set with `--config.section.field=
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from bigjax.config import Config, load, override
-from bigjax.errors import BigjaxError, ConfigError, EnvironmentProblem
+from bigjax.errors import BigjaxError, ConfigError, EnvironmentProblem, one_line
 
 Overrides = list[tuple[str, str]]
 SUMMARY = 'Train, evaluate and study models in JAX.'
@@ -24,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
     sys.path.insert(0, os.getcwd())  # so that package.module of the user's own is found
     try:
-        return arguments.run(arguments, overrides) or 0
+        with _joined(arguments):
+            return arguments.run(arguments, overrides) or 0
     except BigjaxError as error:
-        print(f'bigjax: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'bigjax: {one_line(error)}', file=sys.stderr)
         return error.exit_code
 
 
@@ -46,14 +49,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         sub.set_defaults(run=run, takes_overrides=bool(parents))
         return sub
 
-    command('train', _train, 'train a model, or go on training it', config, workdir)
+    processes = _processes()
+    train = command(
+        'train', _train, 'train a model, or go on training it', config, workdir, processes
+    )
+    help = 'trace the steps after START up to STOP into DIR/profile'
+    train.add_argument('--profile', metavar='START:STOP', help=help)
     crossval = command(
-        'crossval', _crossval, 'train every fold; mean and deviation', config, workdir
+        'crossval', _crossval, 'train every fold; mean and deviation', config, workdir, processes
     )
     crossval.add_argument('--folds', type=int, default=5)
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument('--run', dest='workdir', required=True, type=Path, metavar='DIR')
-    evaluate = command('eval', _eval, 'evaluate a trained run', run)
+    evaluate = command('eval', _eval, 'evaluate a trained run', run, processes)
     evaluate.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     evaluate.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     generate = command('generate', _generate, 'write on with a language model')
@@ -78,6 +86,20 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
     exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
+    plan = command('plan', _plan, 'whether it fits hardware not at hand, and how fast', config)
+    plan.add_argument('--topology', required=True, help='v5e:16x16, h100:8x8 (nodes x GPUs), cpu:8')
+    plan.add_argument('--num_slices', type=int, default=1, help='of that topology each')
+    plan.add_argument('--search', action='store_true', help='rank meshes, remat, batch sizes')
+    plan.add_argument('--max_compilations', type=int, default=12, help='of a search')
+    plan.add_argument('--no_largest_batch', action='store_true', help='compile once only')
+    plan.add_argument('--optimization', default='O1', choices=('O0', 'O1', 'O2', 'O3'))
+    plan.add_argument('--tokens', type=float, help='to train on; examples, of data without tokens')
+    plan.add_argument('--price', type=float, help='of a chip for an hour')
+    plan.add_argument('--json', action='store_true', help='print JSON')
+    plan.add_argument('--out', type=Path, metavar='DIR', help='plan.json, plan.txt and figures')
+    check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
+    check.add_argument('--steps', type=int, default=3)
+    check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
     doctor = command('doctor', _doctor, 'check this machine')
@@ -104,14 +126,48 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     return arguments, overrides
 
 
+def _joined(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """With the other processes, for the commands that many may run together."""
+    if not hasattr(arguments, 'coordinator'):
+        return nullcontext()
+    from bigjax.sharding import hosts
+
+    return hosts.joined(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.initialization_timeout,
+    )
+
+
+def _processes() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group(
+        'several processes', 'found by themselves on TPU pods, SLURM, Open MPI and Kubernetes'
+    )
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
+    group.add_argument('--num_processes', type=int, metavar='N', help='1 looks for no others')
+    group.add_argument('--process_id', type=int, metavar='I', help='of this one, from 0')
+    group.add_argument(
+        '--initialization_timeout', type=int, default=300, metavar='SECONDS', help='to meet'
+    )
+    return parser
+
+
 def _train(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.sharding import hosts
     from bigjax.study import report
+    from bigjax.train import profiling
     from bigjax.train.loop import train
 
+    profiled = profiling.NOTHING
+    if arguments.profile is not None:
+        profiled = profiling.steps_of(arguments.profile)
     config = _load(arguments, overrides)
-    console = Console()
-    train(config, arguments.workdir, console)
-    console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
+    console = _console()
+    train(config, arguments.workdir, console, profiled)
+    if hosts.leads():
+        console.print(f'report: {report.write(arguments.workdir)}', soft_wrap=True)
 
 
 def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -122,7 +178,7 @@ def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
     config = _load(
         arguments, [*overrides, ('data.folds', str(arguments.folds)), ('data.fold', '0')]
     )
-    cross_validate(config, arguments.workdir, arguments.folds, Console())
+    cross_validate(config, arguments.workdir, arguments.folds, _console())
 
 
 def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -131,7 +187,7 @@ def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
 
     _start_jax()
     config = override(saved_config(arguments.workdir), overrides)
-    evaluate_run(config, arguments.workdir, arguments.split, arguments.checkpoint, Console())
+    evaluate_run(config, arguments.workdir, arguments.split, arguments.checkpoint, _console())
 
 
 def _generate(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -182,6 +238,41 @@ def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:
     describe(_load(arguments, overrides), Console())
 
 
+def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.plan import plan, show, targets
+
+    if (arguments.tokens is None) != (arguments.price is None):
+        raise ConfigError('--tokens and --price go together: give both or neither')
+    found = plan.make(
+        load(arguments.config, overrides),
+        targets.parse(arguments.topology, arguments.num_slices),
+        with_search=arguments.search,
+        with_largest=not arguments.no_largest_batch,
+        max_compilations=arguments.max_compilations,
+        optimization=arguments.optimization,
+        budget=None if arguments.price is None else plan.Budget(arguments.tokens, arguments.price),
+    )
+    if arguments.out is not None:
+        show.write(found, arguments.out)
+    if arguments.json:
+        print(json.dumps(plan.to_dict(found), indent=2))
+    else:
+        show.show(found, Console())
+
+
+def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    import jax
+
+    from bigjax.train import check_mesh
+
+    if arguments.steps < 1:
+        raise ConfigError(f'--steps: expected at least 1, got {arguments.steps}')
+    if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', 8)  # of no effect where there is an accelerator
+    config = _load(arguments, overrides)
+    return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
+
+
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:
     from bigjax.study import report
 
@@ -204,6 +295,13 @@ def _tokenize(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.data import text
 
     print(text.summary(load(arguments.config, overrides).data))
+
+
+def _console() -> Console:
+    """One that only process 0 writes to."""
+    from bigjax.sharding import hosts
+
+    return Console(quiet=not hosts.leads())
 
 
 def _load(arguments: argparse.Namespace, overrides: Overrides) -> Config:

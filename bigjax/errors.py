@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_DIVERGED = 70
 EXIT_PREEMPTED = 75
 EXIT_USER_ERROR = 78
@@ -41,6 +42,17 @@ class Preempted(BigjaxError):
     """The machine asked us to stop; the state is saved."""
 
     exit_code = EXIT_PREEMPTED
+
+
+class PeerLost(BigjaxError):
+    """Another process of the run is gone, or late; another try may go well."""
+
+    exit_code = EXIT_FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """The message, whatever line breaks are in it."""
+    return ' '.join(str(error).split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

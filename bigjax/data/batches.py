@@ -8,14 +8,17 @@ dropped. Each process reads only its own part of the batch.
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from bigjax.data.core import Batch, Source
+from bigjax.sharding.mesh import process_rows
 
 T = TypeVar('T')
+Rows = slice | np.ndarray
+"""Of a global batch, as `sharding.mesh.process_rows` gives them."""
 
 
 def train_indices(num_rows: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -37,19 +40,15 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return rng.permutation(num_rows)
 
 
-def train_batch(source: Source, seed: int, step: int, batch_size: int, rows: slice) -> Batch:
-    """This process's `rows` of the global batch of `step`, every weight 1.
-
-    rows: a slice of `range(batch_size)`, from `sharding.mesh.process_rows`.
-    """
-    start = step * batch_size + rows.start
-    indices = train_indices(len(source), seed, start, rows.stop - rows.start)
+def train_batch(source: Source, seed: int, step: int, batch_size: int, rows: Rows) -> Batch:
+    """This process's `rows` of the global batch of `step`, every weight 1."""
+    indices = train_indices(len(source), seed, step * batch_size, batch_size)[rows]
     return _weighted(source[indices], len(indices))
 
 
-def eval_batch(source: Source, index: int, batch_size: int, rows: slice) -> Batch:
+def eval_batch(source: Source, index: int, batch_size: int, rows: Rows) -> Batch:
     """This process's `rows` of evaluation batch `index`, padded past the end with weight 0."""
-    positions = np.arange(index * batch_size + rows.start, index * batch_size + rows.stop)
+    positions = index * batch_size + np.arange(batch_size)[rows]
     real = positions < len(source)
     batch = _weighted(source[np.where(real, positions, 0)], len(positions))
     mask = real.reshape((-1,) + (1,) * (batch['weights'].ndim - 1))
@@ -87,9 +86,13 @@ def to_device(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: in
     """This process's rows into global arrays of `batch_size` rows, sharded along the batch axis."""
     if jax.process_count() == 1:  # its rows are all rows: one call for all leaves is faster
         return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(
-            sharding, rows, (batch_size, *rows.shape[1:])
-        ),
-        batch,
-    )
+    rows = process_rows(sharding, batch_size)
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        def on_device(index: Any) -> np.ndarray:
+            here = np.arange(batch_size)[index[0]]
+            return leaf[np.searchsorted(rows, here)][:, *index[1:]]
+
+        return jax.make_array_from_callback((batch_size, *leaf.shape[1:]), sharding, on_device)
+
+    return jax.tree.map(place, batch)

@@ -38,7 +38,8 @@ class Model:
         there may be two of which no variable comes: 'losses', any tree of arrays [..., B] to add to
         the losses of the rows, and 'diagnostics', sums over the batch to log (`nn.experts`).
     parts: as `apply`, but its outputs are hidden states [B, T, D] and the read-out, a function from
-        some of them, [B, t, D], to logits; None for models that are not made of these.
+        some of them, [b, t, D], to logits, with its parameters (`jax.tree_util.Partial`); None for
+        models that are not made of these.
     axes: a tree like variables with a PartitionSpec of logical axis names for each leaf.
     empty_cache: (rows, places) -> a collection 'cache' with which `apply` reads tokens bit by bit;
         None for models that cannot.

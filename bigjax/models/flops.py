@@ -74,6 +74,16 @@ def _dot_general(equation: Any) -> int:
     return 2 * equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
 
 
+def _ragged_dot(equation: Any) -> int:
+    """A row meets the matrix of its own group only, as on a TPU; other backends may do more."""
+    left, right = (variable.aval for variable in equation.invars[:2])
+    numbers = equation.params['ragged_dot_dimension_numbers']
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
+    free = (size for axis, size in enumerate(right.shape) if axis not in shared)
+    return 2 * left.size * math.prod(free)
+
+
 def _convolution(equation: Any) -> int:
     """Taps on padding count, as is usual; taps on the zeros that dilation puts in do not."""
     kernel, out = equation.invars[1].aval, equation.outvars[0].aval
@@ -95,6 +105,7 @@ def _fused_attention(products: int) -> Callable[[Any], int]:
 
 PRODUCTS: dict[str, Callable[[Any], int]] = {
     'dot_general': _dot_general,
+    'ragged_dot_general': _ragged_dot,
     'conv_general_dilated': _convolution,
     'dot_product_attention_fwd_wrapper': _fused_attention(2),  # cuDNN's
     'dot_product_attention_bwd_wrapper': _fused_attention(5),
@@ -109,35 +120,42 @@ class ParameterCounts:
     nonembedding: without tables of tokens and positions and the read-out to tokens (Kaplan et al.).
     matmul: matrices that multiply activations, the read-out included, look-ups not.
     without_lookups: total less the tables that are only looked up.
+    active: of matmul, those that a token meets: k of E experts.
     """
 
     total: int
     nonembedding: int
     matmul: int
     without_lookups: int
+    active: int
 
 
-def parameter_counts(params: Any, axes: Any, tied_head: bool) -> ParameterCounts:
+def parameter_counts(
+    params: Any, axes: Any, tied_head: bool, experts_per_token: int = 1
+) -> ParameterCounts:
     """Counts of the tree `params` (arrays or shapes) with its logical `axes`.
 
     tied_head: the token table is the read-out too, so it multiplies activations.
     """
     names = trees.names(params)
     leaves = zip(names, jax.tree.leaves(params), jax.tree.leaves(axes), strict=True)
-    total = nonembedding = matmul = lookups = 0
+    total = nonembedding = matmul = lookups = active = 0
     for name, leaf, leaf_axes in leaves:
         size = math.prod(leaf.shape)
         is_position = 'position' in leaf_axes
         is_table = tuple(leaf_axes) == ('vocab', 'embed')
         total += size
         nonembedding += size * (not is_position and 'vocab' not in leaf_axes)
-        matmul += size * (name.endswith('kernel') or (is_table and tied_head))
+        multiplies = size * (name.endswith('kernel') or (is_table and tied_head))
+        matmul += multiplies
+        experts = leaf.shape[tuple(leaf_axes).index('experts')] if 'experts' in leaf_axes else 1
+        active += multiplies if experts == 1 else multiplies // experts * experts_per_token
         lookups += size * (is_position or (is_table and not tied_head))
-    return ParameterCounts(total, nonembedding, matmul, total - lookups)
+    return ParameterCounts(total, nonembedding, matmul, total - lookups, active)
 
 
 def six_n(parameters: int, tokens: int) -> int:
-    """6 N D, training. N is `matmul` (our default), or `nonembedding` (Kaplan et al. 2020, 2.1)."""
+    """6 N D, training. N is `active` (our default), or `nonembedding` (Kaplan et al. 2020, 2.1)."""
     return 6 * parameters * tokens
 
 

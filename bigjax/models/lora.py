@@ -3,9 +3,9 @@
 An adapted model is a model as any other, whose params are those of the base and, under 'lora', a
 pair of matrices for each chosen kernel: {'block_0.attention.query.kernel': {'a': [..., D, r],
 'b': [..., r, F]}}, where D and F are the kernel's fan-in and fan-out axes flattened, and leading
-axes are stacked layers. The pairs are merged before the base reads its parameters, so that casts,
-gathers, remat and scan are its own. (qwix 0.1.8 adapts a kernel where it enters a product; ours are
-flattened to matrices before, and it passes them over without a word.)
+axes are a stack, of layers or experts. The pairs are merged before the base reads its parameters,
+so that casts, gathers, remat and scan are its own. (qwix 0.1.8 adapts a kernel where it enters a
+product; ours are flattened to matrices before, and it passes them over without a word.)
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from bigjax import trees
 from bigjax.config import GroupConfig, LoraConfig, OptimizerConfig
 from bigjax.errors import ConfigError
 from bigjax.models.core import Model, Variables
+from bigjax.optim.stacked import num_stacked
 
 KEY = 'lora'
 
@@ -101,7 +102,7 @@ def _key(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
-    """A kernel as a matrix, or as a stack of them: layers, fan-in and fan-out axes."""
+    """A kernel as a matrix, or as a stack of them: fan-in and fan-out axes."""
 
     stack: tuple[int, ...]
     fan_in: int
@@ -112,17 +113,17 @@ class _Kernel:
     def of(cls, name: str, shape: tuple[int, ...], names: PartitionSpec) -> '_Kernel':
         """The last axis is the fan-out, with the one before it if that is of heads. Several axes as
         one are laid out by the first of them."""
-        stacked = tuple(names).count('layers')
+        stacked = num_stacked(name, names)
         split = len(shape) - (2 if names[-1:] == ('head_dim',) else 1)
         if split <= stacked:
             raise ConfigError(
                 f'config.lora.targets: expected kernels, got {name} of shape {shape}; narrow the '
                 'pattern'
             )
-        layers = ('layers',) * stacked
+        stack = names[:stacked]
         axes = {
-            'a': PartitionSpec(*layers, names[stacked], 'rank'),
-            'b': PartitionSpec(*layers, 'rank', names[split]),
+            'a': PartitionSpec(*stack, names[stacked], 'rank'),
+            'b': PartitionSpec(*stack, 'rank', names[split]),
         }
         fan_in, fan_out = math.prod(shape[stacked:split]), math.prod(shape[split:])
         return cls(shape[:stacked], fan_in, fan_out, axes)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from bigjax.errors import ConfigError, nearest
 from bigjax.models.core import Model, Variables, applied, from_linen
@@ -161,10 +162,13 @@ def _parts(module: 'Transformer') -> Callable[..., Any]:
     """See `Model.parts`."""
     trunk = applied(module.clone(config=replace(module.config, head='none')))
     head = Head(module.config, module.vocabulary, module.max_length, module.outputs, module.dtype)
+    hidden = jax.ShapeDtypeStruct((1, 1, module.config.width), jnp.float32)
+    names = jax.eval_shape(head.init, jax.random.key(0), hidden)['params'].keys()
 
     def parts(variables: Variables, *args: Any, **kwargs: Any) -> tuple[Any, Variables]:
         hidden, changed = trunk(variables, *args, **kwargs)
-        return (hidden, lambda x: head.apply({'params': variables['params']}, x)), changed
+        own = {name: leaf for name, leaf in variables['params'].items() if name in names}
+        return (hidden, Partial(lambda own, x: head.apply({'params': own}, x), own)), changed
 
     return parts
 
@@ -323,7 +327,7 @@ class Head(Transformer):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
         table = None
-        if self.vocabulary is not None:
+        if self.config.tied and self.vocabulary is not None:
             table = self._table('embed', self.vocabulary, ('vocab', 'embed'))
         return self._logits(inputs, None, table)
 

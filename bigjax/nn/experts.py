@@ -168,7 +168,13 @@ def metrics(diagnostics: Any) -> dict[str, jax.Array]:
 
 def choose(logits: jax.Array, per_token: int, real: jax.Array) -> Route:
     """The k best of logits [B, T, E]; of two alike, the first."""
-    shares, experts = lax.top_k(jax.nn.softmax(logits), per_token)
+    chances = left = jax.nn.softmax(logits)
+    best: list[jax.Array] = []
+    for _ in range(per_token):  # not lax.top_k, for which XLA gathers all rows on every device
+        best.append(left.argmax(-1))
+        left = jnp.where(jax.nn.one_hot(best[-1], logits.shape[-1], dtype=bool), -1, left)
+    experts = jnp.stack(best, axis=-1)
+    shares = jnp.take_along_axis(chances, experts, axis=-1)
     if per_token > 1:
         shares /= shares.sum(-1, keepdims=True)
     return Route(jnp.where(real[..., None], experts, logits.shape[-1]), shares)

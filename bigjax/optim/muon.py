@@ -13,6 +13,7 @@ from bigjax import trees
 from bigjax.errors import ConfigError
 from bigjax.optim import groups
 from bigjax.optim.parts import Parts, scale_each
+from bigjax.optim.stacked import num_stacked
 from bigjax.schema import Positive, PositiveInt, Rate
 
 
@@ -70,10 +71,10 @@ def muon(
 
 
 def _fans(p: Any, axes: PartitionSpec) -> contrib.MuonDimensionNumbers:
-    """The axes of fan-in and of fan-out; what is left, stacked layers, Optax maps over.
+    """The axes of fan-in and of fan-out; what is left, a stack, Optax maps over.
 
     A kernel is [fan-in..., fan-out], but for the projection to heads, [embed, heads, head_dim].
     """
-    first, last = tuple(axes).count('layers'), p.ndim - 1
+    first, last = num_stacked('muon', axes), p.ndim - 1
     split = first + 1 if tuple(axes)[first : first + 1] == ('embed',) else last
     return contrib.MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, last + 1)))

@@ -1,6 +1,7 @@
-"""Layers stacked along a leading axis, as `nn.scan` makes them, are tensors of their own.
+"""Layers stacked along a leading axis, as `nn.scan` makes them, are tensors of their own; and so
+are experts, of a layer or of each of a stack.
 
-Optimizers with statistics per tensor (a norm, a row mean) would take a stack of layers for one.
+Optimizers with statistics per tensor (a norm, a row mean) would take a stack for one.
 """
 
 import re
@@ -14,17 +15,18 @@ from jax.sharding import PartitionSpec
 from bigjax import trees
 from bigjax.errors import ConfigError
 
+STACKED = ('layers', 'experts')
 BLOCK = re.compile(r'(?:^|[/.])block_(\d+)[/.]')
 EMBEDDING = re.compile('embed|positions|token')
 """Names of what stands below the first block of a Transformer."""
 
 
 def num_stacked(name: str, axes: PartitionSpec) -> int:
-    """How many leading axes of a parameter are layers. Raises: ValueError if they do not lead."""
-    count = tuple(axes).count('layers')
-    if tuple(axes)[:count] != ('layers',) * count:
-        raise ValueError(f"{name}: the axis 'layers' must come first, got {tuple(axes)}")
-    return count
+    """How many leading axes of a parameter are STACKED. Raises: ValueError if they do not lead."""
+    found = [axis for axis in axes if axis in STACKED]
+    if list(axes)[: len(found)] != sorted(found, key=STACKED.index):
+        raise ValueError(f"{name}: 'layers', then 'experts', must come first, got {tuple(axes)}")
+    return len(found)
 
 
 def layer_factors(params: Any, axes: Any, decay: float, where: str) -> Any:
@@ -39,7 +41,7 @@ def layer_factors(params: Any, axes: Any, decay: float, where: str) -> Any:
         return jax.tree.map(lambda _: 1.0, params)
     numbers = [int(found[1]) for name in trees.names(params) if (found := BLOCK.search(name))]
     stacks = trees.map_with_name(
-        lambda name, p, names: p.shape[0] if num_stacked(name, names) else 0, params, axes
+        lambda _, p, names: p.shape[0] if 'layers' in tuple(names) else 0, params, axes
     )
     count = max([*jax.tree.leaves(stacks), *(number + 1 for number in numbers)])
     if not count:
@@ -58,7 +60,7 @@ def layer_factors(params: Any, axes: Any, decay: float, where: str) -> Any:
 def per_layer(
     transform: optax.GradientTransformation, stacked: Any
 ) -> optax.GradientTransformation:
-    """`transform` applied to each tensor by itself, and to each layer of a stack by itself.
+    """`transform` applied to each tensor by itself, and to each one of a stack by itself.
 
     stacked: a tree like the parameters, each leaf's number of stacked axes. The state is such a
     tree too, with the transform's own state of each leaf.

@@ -155,19 +155,11 @@ def check_divides(mesh: Mesh, axis: str, size: int, what: str, instead: str = ''
         )
 
 
-def process_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The contiguous rows of a global batch that live on this process's devices."""
-    owned = [
-        index[0].indices(batch_size)
-        for index in sharding.addressable_devices_indices_map((batch_size,)).values()
-        if index is not None
-    ]
-    start, stop = min(rows[0] for rows in owned), max(rows[1] for rows in owned)
-    covered = np.zeros(stop - start, bool)
-    for first, last, _ in owned:
-        covered[first - start : last - start] = True
-    if not covered.all():
-        raise ConfigError(
-            'this mesh gives a process rows that are not contiguous; reorder its axes'
-        )
-    return slice(start, stop)
+def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that live on this process's devices, ascending int64 [R].
+
+    They need not be neighbours: along a ring over a torus a host's chips may lie far apart. Where
+    an axis that does not split rows spans processes, several own the same rows.
+    """
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))

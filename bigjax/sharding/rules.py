@@ -1,7 +1,7 @@
 """From logical axis names to mesh axes: one table for parameters, one for activations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -173,20 +173,47 @@ def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 def activation_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Where `constrain` puts an array of that shape. Raises: ConfigError as it does."""
-    return spec(names, shape, jax.sharding.get_abstract_mesh().shape, ACTIVATION_RULES)[0]
+    return spec(names, shape, _mesh_sizes(), ACTIVATION_RULES)[0]
 
 
 def parts(name: str, size: int) -> int:
     """Into how many parts an activation's axis `name` of that size is cut."""
-    mesh = jax.sharding.get_abstract_mesh().shape
+    mesh = _mesh_sizes()
     axes = _dividing(_wanted(name, mesh, ACTIVATION_RULES), size, mesh)
     return math.prod(mesh[axis] for axis in axes)
 
 
+def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of (weights, *arrays [B, ...]), run for the rows of each device by itself.
+
+    Its first argument is whole over the axes that split rows; other axes stay with the compiler.
+    """
+
+    def of_all(weights: Any, *arrays: Any) -> Any:
+        if _mesh_size() == 1:
+            return function(weights, *arrays)
+        rows = PartitionSpec(BATCH_AXES)
+        return jax.shard_map(
+            function,
+            axis_names=set(BATCH_AXES),
+            in_specs=(PartitionSpec(), *(rows for _ in arrays)),
+            out_specs=rows,
+            check_vma=False,
+        )(weights, *arrays)
+
+    return of_all
+
+
 def _mesh_size() -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    return math.prod(_mesh_sizes().values())
+
+
+def _mesh_sizes() -> dict[str, int]:
+    """Of the axes that the compiler sees to; inside `shard_map` some are not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
 
 
 def _placed(x: jax.Array, names: tuple[str | None, ...], rules: Rules) -> jax.Array:
-    found, _ = spec(names, x.shape, jax.sharding.get_abstract_mesh().shape, rules)
+    found, _ = spec(names, x.shape, _mesh_sizes(), rules)
     return jax.lax.with_sharding_constraint(x, found)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigjax.config import Config, with_values
+from bigjax.sharding import hosts
 from bigjax.train.loop import train
 from bigjax.train.progress import number
 from bigjax.train.writers import replace_file
@@ -30,7 +31,9 @@ def cross_validate(
     names = [name for name in results[0] if name.startswith('test/')]
     by_name = {name: [result[name] for result in results] for name in names}
     summary = {name: (statistics.mean(v), statistics.stdev(v)) for name, v in by_name.items()}
-    replace_file(workdir / RESULTS, json.dumps({'folds': by_name, 'summary': summary}).encode())
+    if hosts.leads():
+        content = json.dumps({'folds': by_name, 'summary': summary})
+        replace_file(workdir / RESULTS, content.encode())
     table = Table('metric', 'mean', 'deviation', 'folds')
     for name, (mean, deviation) in summary.items():
         table.add_row(name, *map(number, (mean, deviation)), '  '.join(map(number, by_name[name])))

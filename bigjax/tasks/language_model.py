@@ -13,6 +13,7 @@ from bigjax import losses, metrics
 from bigjax.data.core import Batch, DataSpec
 from bigjax.errors import ConfigError
 from bigjax.schema import NonNegative, PositiveInt, Rate
+from bigjax.sharding.rules import by_rows
 from bigjax.tasks.core import Apply, Losses, Task
 
 
@@ -65,35 +66,45 @@ def loss(config: Config, apply: Apply, batch: Batch) -> Losses:
         values = _cross_entropy(config, outputs, targets)
     else:
         hidden, read_out = apply(batch['inputs'])
-
-        def of_chunk(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, metrics.Scored]:
-            logits = read_out(hidden)
-            scored = metrics.score(jax.lax.stop_gradient(logits), targets)
-            return _cross_entropy(config, logits, targets), scored
-
-        values, outputs = in_chunks(of_chunk, config.chunk, hidden, targets)
+        values, outputs = in_chunks(
+            partial(_chunk_loss, config), config.chunk, read_out, hidden, targets
+        )
     weights = batch['weights']
     if weights.ndim < values.ndim:
         weights = weights[:, None] * jnp.ones_like(values)
     return Losses(values, weights, outputs, targets)
 
 
-def in_chunks(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
-    """`function` of `chunk` positions of arrays [B, T, ...] at a time; what it gives is put
-    together, and what it computes on the way is kept for no backward pass."""
-    rows, length = arrays[0].shape[:2]
+def _chunk_loss(
+    config: Config, read_out: Any, hidden: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, metrics.Scored]:
+    logits = read_out(hidden)
+    scored = metrics.score(jax.lax.stop_gradient(logits), targets)
+    return _cross_entropy(config, logits, targets), scored
+
+
+def in_chunks(function: Callable[..., Any], chunk: int, weights: Any, *arrays: jax.Array) -> Any:
+    """`function` of `weights`, and of `chunk` positions of arrays [B, T, ...] at a time.
+
+    What it gives of them is put together; what it computes on the way is kept for no backward pass.
+    Each device goes through the chunks of its own rows, so that weights are gathered once, and
+    their gradients added up over devices once, not for every chunk.
+    """
+    length = arrays[0].shape[1]
 
     def split(array: jax.Array) -> jax.Array:  # evenly from each part of a sequence that is spread
-        parts = array.reshape(rows, chunk, length // chunk, *array.shape[2:])
+        parts = array.reshape(-1, chunk, length // chunk, *array.shape[2:])
         return jnp.moveaxis(parts, 2, 0)
 
     def join(parts: jax.Array) -> jax.Array:
-        return jnp.moveaxis(parts, 0, 2).reshape(rows, length, *parts.shape[3:])
+        return jnp.moveaxis(parts, 0, 2).reshape(-1, length, *parts.shape[3:])
 
-    of_chunk = jax.checkpoint(function, prevent_cse=False)
-    return jax.tree.map(
-        join, jax.lax.map(lambda parts: of_chunk(*parts), tuple(map(split, arrays)))
-    )
+    def of_rows(weights: Any, *arrays: jax.Array) -> Any:
+        of_chunk = jax.checkpoint(function, prevent_cse=False)
+        found = jax.lax.map(lambda parts: of_chunk(weights, *parts), tuple(map(split, arrays)))
+        return jax.tree.map(join, found)
+
+    return by_rows(of_rows)(weights, *arrays)
 
 
 def _cross_entropy(config: Config, logits: jax.Array, targets: jax.Array) -> jax.Array:

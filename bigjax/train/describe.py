@@ -7,9 +7,10 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from bigjax import trees
+from bigjax import components, trees
 from bigjax.config import Config
 from bigjax.models import flops
+from bigjax.nn import blocks
 from bigjax.sharding.mesh import describe_mesh
 from bigjax.train.build import Run, batch_spec, build, with_pretrained_shape
 from bigjax.train.progress import number
@@ -54,15 +55,36 @@ def summary(run: Run) -> dict[str, str]:
         'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
         'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
         'parameters': f'{trees.count(state.params):,}',
-        'parameters, bytes a device': _size(_bytes_a_device(state.params)),
-        'optimizer state, bytes a device': _size(_bytes_a_device(state.optimizer)),
-        'whole state, bytes a device': _size(_bytes_a_device(state)),
-        'FLOPs a step (jaxpr)': _si(step_flops),
-        'FLOPs of the run': _si(step_flops * run.total_steps),
+        'parameters, bytes a device': in_bytes(bytes_a_device(state.params)),
+        'optimizer state, bytes a device': in_bytes(bytes_a_device(state.optimizer)),
+        'whole state, bytes a device': in_bytes(bytes_a_device(state)),
+        **_choices(run),
+        'FLOPs a step (jaxpr)': si(step_flops),
+        'FLOPs of the run': si(step_flops * run.total_steps),
     }
 
 
-def _bytes_a_device(tree: Any) -> int:
+def _choices(run: Run) -> dict[str, str]:
+    """What is traded for memory: precision, recomputation, the portions of a step."""
+    config, precision = run.config, run.config.precision
+    rows = config.train.batch_size // config.train.accumulation
+    found = {
+        'compute': precision.compute + (', scaled loss' if run.abstract.loss_scale else ''),
+        'optimizer state kept in': precision.moments,
+        'accumulation': f'{config.train.accumulation} x {rows} rows',
+    }
+    module = components.find('model', config.model.name, 'config.model.name')
+    model = components.build_config(module, config.model.options, 'config.model')
+    if isinstance(model, blocks.Config):
+        found['blocks'] = 'scanned' if model.is_scanned else 'unrolled'
+        found['remat'] = model.remat
+    if run.recipe.task.kind == 'language_model':
+        found['positions of logits at once'] = str(config.task.options.get('chunk') or 'all')
+    return found
+
+
+def bytes_a_device(tree: Any) -> int:
+    """What one device holds of a tree of abstract arrays with shardings."""
     shards = [
         jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
         for leaf in jax.tree.leaves(tree)
@@ -80,11 +102,13 @@ def _axes(part: Any) -> str:
     return part if isinstance(part, str) else '*'.join(part)
 
 
-def _size(num_bytes: float) -> str:
+def in_bytes(num_bytes: float) -> str:
+    """With a binary prefix: `5.2 GiB`."""
     return _scaled(num_bytes, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
+    """With a decimal prefix: `1.3 G`."""
     return _scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'))
 
 

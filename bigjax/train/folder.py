@@ -3,9 +3,12 @@
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,12 @@ from bigjax.config import Config
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.errors import ConfigError, EnvironmentProblem
+from bigjax.sharding import hosts
 from bigjax.train.writers import replace_file
 
 CONFIG, ENVIRONMENT, TOKENIZER = 'config.json', 'env.json', 'tokenizer'
+
+WRITE_SECONDS = 300
 
 MAY_CHANGE = (
     'mesh', 'sinks', 'checkpoint', 'data.prefetch', 'eval', 'train.log_every',
@@ -30,12 +36,33 @@ MAY_CHANGE = (
 
 
 def claim(workdir: Path, config: Config) -> None:
-    """Makes `workdir` this config's own. Only the first process calls it.
+    """Makes `workdir` this config's own. Process 0 writes; the others look whether they see it.
 
     Raises: ConfigError if the folder holds a run of another config, with the fields that differ;
-        EnvironmentProblem if it cannot be written.
+        EnvironmentProblem if it cannot be written, or is not the same folder to all processes.
     """
     plain = schema.to_dict(config)
+    hosts.first('claim', partial(_claim, workdir, plain), WRITE_SECONDS)
+    if hosts.leads():
+        return
+    path = workdir / CONFIG
+    if not _appears(path):
+        raise EnvironmentProblem(
+            f'{socket.gethostname()} does not see {path}, which process 0 wrote; expected a '
+            '--workdir on a file system that all processes share'
+        )
+    _refuse_another(workdir, json.loads(path.read_text()), plain)
+
+
+def _appears(path: Path, seconds: float = 30) -> bool:
+    """Whether `path` is there; a network file system may be late to show it."""
+    until = time.monotonic() + seconds
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.5)
+    return path.is_file()
+
+
+def _claim(workdir: Path, plain: dict[str, Any]) -> None:
     path = workdir / CONFIG
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -50,10 +77,14 @@ def claim(workdir: Path, config: Config) -> None:
 
 
 def claim_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
-    """Keeps the tokenizer of the run's text beside it. Only the first process calls it.
+    """Keeps the tokenizer of the run's text beside it; process 0 writes.
 
     Raises: ConfigError if the run in `workdir` was trained with another one.
     """
+    hosts.first('tokenizer', partial(_claim_tokenizer, workdir, tokenizer), WRITE_SECONDS)
+
+
+def _claim_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:
     place = workdir / TOKENIZER
     if tokenizer is None:
         return
@@ -92,6 +123,7 @@ def environment() -> dict[str, Any]:
         'platform': platform.platform(),
         'devices': [device.device_kind for device in jax.devices()],
         'processes': jax.process_count(),
+        'hosts': hosts.names(),
         'cpus': os.cpu_count(),
     }
 

@@ -6,10 +6,10 @@ only evaluation and saving wait for them.
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,51 +23,69 @@ from bigjax.data import batches
 from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
-from bigjax.sharding.mesh import process_rows, replicated
-from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, selection
+from bigjax.sharding import hosts
+from bigjax.sharding.mesh import process_rows
+from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
-from bigjax.train.clock import Clock
+from bigjax.train.clock import Clock, Work
+from bigjax.train.model_flops import model_flops
+from bigjax.train.preemption import stop_requests
+from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
-from bigjax.train.step import train_step
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, console: Console | None = None) -> dict[str, float]:
+def train(
+    config: Config,
+    workdir: Path,
+    console: Console | None = None,
+    profiled: range = profiling.NOTHING,
+) -> dict[str, float]:
     """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
 
+    profiled: steps whose trace goes into `workdir/profile`, counted by those that are done before.
     Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
     code.
     """
+    started = time.perf_counter()
     config = with_pretrained_shape(config)
-    leads = jax.process_index() == 0
+    leads = hosts.leads()
     console = console if console is not None and leads else Console(quiet=True)
-    if leads:
-        folder.claim(workdir, config)
+    folder.claim(workdir, config)
     with logging_to(workdir if leads else None, console):
         run = build(config)
         _check_metric_names(run)
-        if leads:
-            folder.claim_tokenizer(workdir, run.splits.tokenizer)
+        folder.claim_tokenizer(workdir, run.splits.tokenizer)
         for note in run.notes:
             log.info(note)
         with (
             jax.set_mesh(run.mesh),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
-            started = time.perf_counter()
             state, restored = _first_state(run, checkpoints)
+            profiling.check_steps(profiled, restored or 0, run.total_steps)
             sinks = (
                 open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
             )
-            with Writer(workdir if leads else None, restored, sinks) as writer:
+            tracer = profiling.Tracer(profiled if leads else profiling.NOTHING, workdir / 'profile')
+            with Writer(workdir if leads else None, restored, sinks) as writer, tracer:
+                work, formula = _work(run)
                 seconds = time.perf_counter() - started
-                writer.event('start', restored, seconds=seconds, devices=jax.device_count())
+                writer.event(
+                    'start',
+                    restored,
+                    seconds=seconds,
+                    processes=jax.process_count(),
+                    formula=formula,
+                    **asdict(work),
+                )
+                clock = Clock(work, started)
                 with progress(run.total_steps, restored or 0, console) as show:
-                    state = Session(run, workdir, checkpoints, writer, show).run(
+                    state = Session(run, workdir, checkpoints, writer, show, clock, tracer).run(
                         state, restored or 0
                     )
                 results = _conclude(run, workdir, checkpoints, state, writer)
@@ -79,49 +97,55 @@ class Session:
     """One attempt: the loop and what it has to remember from step to step."""
 
     def __init__(
-        self, run: Run, workdir: Path, checkpoints: Checkpoints, writer: Writer, show: Progress
+        self,
+        run: Run,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        writer: Writer,
+        show: Progress,
+        clock: Clock,
+        tracer: Tracer,
     ):
         self.ran = run
         self.checkpoints = checkpoints
         self.writer = writer
         self.show = show
-        self.history = _history(workdir)
+        self.history = hosts.first('history', partial(_history, workdir), 60)
         self.evaluate = outcome.evaluator(run)
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.clock = Clock()
+        self.clock, self.tracer = clock, tracer
         self.last_values: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
         """The state after the last step. Raises: Preempted, Diverged."""
         run = self.ran
-        step_function = jax.jit(
-            partial(train_step, run.recipe),
-            donate_argnums=0,
-            out_shardings=(run.shardings, replicated(run.mesh)),
-        )
+        step_function = run.jitted_step()
         stop = run.total_steps
         eval_due, save_due, log_due = (
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
         )
-        with closing(_stream(run, start)) as stream, _stop_requests() as asked_to_stop:
+        with closing(_stream(run, start)) as stream, stop_requests() as asked_to_stop:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
                 if step > start:
                     improved = eval_due(step) and self._evaluate(step, state)
-                    stopping = bool(asked_to_stop) or self._waited_enough(eval_due(step))
+                    request = asked_to_stop()
+                    stopping = bool(request) or self._waited_enough(eval_due(step))
                     if improved or save_due(step) or stopping:
                         self._save(step, state)
-                    if asked_to_stop and not finished:
-                        raise Preempted(f'stopped by {asked_to_stop[0]} and saved at step {step}')
+                    if request and not finished:
+                        raise Preempted(f'stopped by {request} and saved at step {step}')
                     if stopping:
                         break
                 if finished:
                     break
+                self.tracer.begin(step, state)
                 with self.clock.waiting():
                     batch = next(stream)
                 started = time.perf_counter()
-                state, logged = step_function(state, batch)
+                with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
+                    state, logged = step_function(state, batch)
                 if step == start:
                     seconds = time.perf_counter() - started
                     self.writer.event('compile', step, seconds=seconds)
@@ -131,6 +155,13 @@ class Session:
                 if log_due(step + 1) or step == start:
                     self.pending = step + 1, logged
                 self.latest = logged
+                if self.tracer.ends(step + 1, state):
+                    with self.clock.paused():
+                        started = time.perf_counter()
+                        compiled = step_function.lower(state, batch).compile()  # no second time
+                        log.info(self.tracer.finish(compiled.as_text() or ''))
+                        seconds = time.perf_counter() - started
+                        self.writer.event('profile', step + 1, seconds=seconds)
         self._log()
         return state
 
@@ -189,8 +220,7 @@ class Session:
         groups = run.recipe.train_groups
         measured = metrics.compute(groups, metrics.accumulate(groups, None, host.pop('metrics')))
         numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
-        timing = self.clock.lap(step, run.config.train.batch_size, run.splits.spec.tokens)
-        numbers |= {f'perf/{name}': value for name, value in timing.items()}
+        numbers |= {f'perf/{name}': value for name, value in self.clock.lap(step).items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
         self._require_finite(step, host)
@@ -207,6 +237,15 @@ class Session:
                 'optimizer.learning_rate or set optimizer.clip; '
                 + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
             )
+
+
+def _work(run: Run) -> tuple[Work, str]:
+    """What a step does, and by which formula its FLOPs are counted."""
+    flops = model_flops(run)
+    kind, size = run.mesh.devices.flat[0].device_kind, run.config.train.batch_size
+    tokens = run.splits.spec.tokens
+    tokens = None if tokens is None else size * tokens
+    return Work(size, tokens, flops.a_step, kind, run.mesh.size), flops.formula
 
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
@@ -267,7 +306,7 @@ def _conclude(
         if split in run.splits.sources:
             results |= outcome.report_split(run, state.eval_variables, split, step, workdir)
     test = {name: value for name, value in results.items() if name.startswith('test/')}
-    if test and not _is_tested(workdir):  # a finished run that is run again
+    if test and hosts.leads() and not _is_tested(workdir):  # a finished run that is run again
         writer.metrics(last, test)
     writer.event('final_eval', step, seconds=time.perf_counter() - started)
     writer.event('done', last)
@@ -279,7 +318,7 @@ def _is_tested(workdir: Path) -> bool:
 
 
 def _history(workdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Values of val so far, by name."""
+    """Values of val so far, by name. Read by process 0, which writes them."""
     if not (workdir / 'metrics.jsonl').is_file():
         return {}
     return {
@@ -302,25 +341,3 @@ def _check_metric_names(run: Run) -> None:
     if run.config.train.early_stopping is not None:
         metric = run.config.train.early_stopping.metric
         selection.check_metric(metric, measured, 'config.train.early_stopping.metric')
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """A list that gets the name of a SIGTERM or SIGINT; the loop then saves and stops."""
-    asked: list[str] = []
-    before: dict[int, Any] = {}
-
-    def ask(number: int, _: Any) -> None:
-        asked.append(signal.Signals(number).name)
-        signal.signal(number, before[number])  # a second one is not held back
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not the main thread: somebody else handles signals
-        pass
-    try:
-        yield asked
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)

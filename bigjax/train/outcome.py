@@ -17,6 +17,7 @@ from bigjax.data import batches
 from bigjax.data.core import Source
 from bigjax.errors import DataError
 from bigjax.generate import MIN_CONTEXT, Sampling, generate
+from bigjax.sharding import hosts
 from bigjax.sharding.mesh import num_batch_shards, process_rows, replicated
 from bigjax.train import checkpoint, evaluate, folder
 from bigjax.train.build import Run, build, metric_groups, metric_names
@@ -82,7 +83,7 @@ def report_split(
     if task.kind == 'language_model' and outcome['samples']:
         sample = outcome['samples'][0]
         log.info('%s, then written on: %s', sample['input']['text'], sample['prediction'])
-    if jax.process_index() == 0:
+    if hosts.leads():
         place = workdir / FOLDER
         place.mkdir(exist_ok=True)
         replace_file(place / f'{split}.json', json.dumps(outcome).encode())

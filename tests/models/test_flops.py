@@ -143,7 +143,31 @@ def test_parameters_by_convention():
             nonembedding=matrices + vectors,
             matmul=matrices + table,
             without_lookups=matrices + vectors + table,
+            active=matrices + table,
         )
+
+
+def test_a_token_meets_its_own_experts_only():
+    """2 of 4 experts, a router each layer: what 6 N counts, dropless and with room for all."""
+    found = {}
+    for capacity in (None, 1.0):
+        model = build(bias=False, norm='rms', experts=4, capacity_factor=capacity)
+        found[capacity] = forward_flops(model, TOKENS)
+        counts = flops.parameter_counts(model.abstract()['params'], model.axes['params'], True, 2)
+        dense, expert = 2 * 4 * 16 * 16 + 11 * 16, 2 * 2 * 16 * 24
+        assert counts.matmul == dense + 4 * expert + 2 * 16 * 4
+        assert counts.active == dense + 2 * expert + 2 * 16 * 4
+    attention = forward_flops(build(bias=False, norm='rms', mlp=1), TOKENS) - 2 * 16 * (
+        dense + 2 * 2 * 16
+    )
+    assert found[None] == found[1.0] == 2 * 16 * counts.active + attention
+
+
+def test_ragged_products_count_in_the_backward_pass_too():
+    sizes, stack = jax.ShapeDtypeStruct((3,), jnp.int32), jax.ShapeDtypeStruct((3, 6, 6), X.dtype)
+    assert flops.count(lax.ragged_dot, X, stack, sizes).flops == ONE
+    back = jax.grad(lambda x, w, sizes: lax.ragged_dot(x, w, sizes).sum(), argnums=(0, 1))
+    assert flops.count(back, X, stack, sizes).flops == 3 * ONE
 
 
 def test_formulas():

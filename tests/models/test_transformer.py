@@ -157,15 +157,27 @@ def test_padding_changes_nothing(head):
     np.testing.assert_allclose(alone.reshape(-1), one.reshape(-1)[: alone.size], atol=1e-5)
 
 
-def test_unrolled_layers_are_the_stacked_ones():
-    stacked, unrolled = build(scan=True), build(scan=False)
+@pytest.mark.parametrize('remat', ['none', 'projections'])
+def test_unrolled_layers_are_the_stacked_ones(remat):
+    stacked, unrolled = build(scan=True, remat=remat), build(scan=False, remat=remat)
     variables = checks.random_variables(stacked)
-    params = dict(variables['params'])
-    blocks = params.pop('blocks')
-    for layer in range(2):
-        params[f'block_{layer}'] = jax.tree.map(lambda leaf, i=layer: leaf[i], blocks)
-    one = checks.outputs(stacked, variables, TOKENS)
-    np.testing.assert_allclose(one, checks.outputs(unrolled, {'params': params}, TOKENS), atol=1e-5)
+
+    def unstack(params):
+        blocks = {
+            f'block_{layer}': jax.tree.map(lambda leaf, i=layer: leaf[i], params['blocks'])
+            for layer in range(2)
+        }
+        return {name: params[name] for name in params if name != 'blocks'} | blocks
+
+    def loss(model):
+        return lambda params: jnp.mean(model.apply({'params': params}, TOKENS, train=False)[0] ** 2)
+
+    one, slope = jax.value_and_grad(loss(stacked))(variables['params'])
+    two, other = jax.value_and_grad(loss(unrolled))(unstack(variables['params']))
+    assert float(one) == pytest.approx(float(two), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), unstack(slope), other
+    )
     assert stacked.axes['params']['blocks']['mlp']['dense']['kernel'][0] == 'layers'
 
 

@@ -16,6 +16,8 @@ from bigjax.optim.stacked import num_stacked, per_layer
     [
         ('block/dense/kernel', (8, 4), P('embed', 'mlp'), 'kernel', True),
         ('blocks/dense/kernel', (3, 8, 4), P('layers', 'embed', 'mlp'), 'kernel', True),
+        ('moe/out_kernel', (3, 8, 4), P('experts', 'mlp', 'embed'), 'kernel', True),
+        ('moe/out_bias', (3, 4), P('experts', 'embed'), 'bias', False),
         ('conv/kernel', (3, 3, 4, 4), P(None, None, 'embed', 'mlp'), 'kernel', True),
         ('stem/kernel', (3, 3, 1, 4), P(None, None, 'input', 'mlp'), 'kernel', False),
         ('head/kernel', (8, 10), P('embed', 'output'), 'kernel', False),
@@ -37,8 +39,10 @@ def test_kind(name, shape, axes, expected, hidden):
 
 def test_layers_must_lead():
     assert num_stacked('w', P('layers', 'layers', 'embed')) == 2
-    with pytest.raises(ValueError, match="'layers' must come first"):
-        num_stacked('w', P('embed', 'layers'))
+    assert num_stacked('w', P('layers', 'experts', 'embed')) == 2
+    for axes in (P('embed', 'layers'), P('experts', 'layers'), P('embed', 'experts')):
+        with pytest.raises(ValueError, match="'layers', then 'experts', must come first"):
+            num_stacked('w', axes)
 
 
 def test_stacks_of_stacks():

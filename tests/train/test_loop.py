@@ -11,7 +11,6 @@ from bigjax import trees
 from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax.train import checkpoint
 from bigjax.train.build import build
-from bigjax.train.clock import Clock
 from bigjax.train.loop import Session, train
 from bigjax.train.progress import Progress
 from bigjax.train.writers import read_events, read_metrics
@@ -213,22 +212,3 @@ def test_the_step_compiles_once(tmp_path, caplog):
         train(tiny_config(), tmp_path)
     compiled = [record.getMessage() for record in caplog.records]
     assert sum('Compiling jit(train_step)' in message for message in compiled) == 1
-
-
-def test_the_clock_leaves_pauses_out(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr('bigjax.train.clock.time.perf_counter', lambda: now[0])
-    clock = Clock()
-    clock.restart(10)
-    with clock.paused():
-        now[0] += 5
-    with clock.waiting():
-        now[0] += 1
-    now[0] += 3
-    lap = clock.lap(14, batch_size=8, tokens=10)
-    assert lap == {
-        'step_seconds': 1.0,
-        'data_wait_seconds': 0.25,
-        'examples_per_second': 8.0,
-        'tokens_per_second': 80.0,
-    }
