@@ -56,7 +56,8 @@ class Experts(nn.Module):
     capacity_factor: every row is a group (Lepikhin et al. 2020, section 3.1), so that nothing
         depends on the mesh: an expert takes the first ceil(capacity_factor k T / E) tokens of a row
         that choose it; later ones get nothing from it. Unlike there, in algorithm 1, no first
-        choice goes before second choices of earlier tokens: what is causal stays so. None drops
+        choice goes before second choices of earlier tokens: what is causal stays so. But rooms grow
+        with T, and a text read token by token is dropped nowhere. None drops
         nothing, by `lax.ragged_dot`, which off TPUs costs the products of all experts with all
         tokens (jax 0.10.2 to 0.12.0).
     balance, z: coefficients of two losses, sown in 'losses', one a row [B]. Of the n tokens of a
