@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bigjax.nn.linear import SUM_IN_FLOAT32
+from bigjax.nn.linear import sum_in_float32
 
 BLOCK = 512
 LOWEST = -1e30
@@ -99,7 +99,7 @@ def at_once(queries: Queries, keys: Keys, rule: Rule) -> Partial:
     """With all logits in memory."""
     einsum = functools.partial(
         jnp.einsum,
-        precision=SUM_IN_FLOAT32.get(keys.vectors.dtype.name),
+        precision=sum_in_float32(keys.vectors.dtype),
         preferred_element_type=jnp.float32,
     )
     # The heads of a group are rows of one matrix: with an axis of their own, half as fast on CPU.

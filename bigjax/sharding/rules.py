@@ -173,12 +173,12 @@ def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 def activation_spec(names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Where `constrain` puts an array of that shape. Raises: ConfigError as it does."""
-    return spec(names, shape, jax.sharding.get_abstract_mesh().shape, ACTIVATION_RULES)[0]
+    return spec(names, shape, _mesh_sizes(), ACTIVATION_RULES)[0]
 
 
 def parts(name: str, size: int) -> int:
     """Into how many parts an activation's axis `name` of that size is cut."""
-    mesh = jax.sharding.get_abstract_mesh().shape
+    mesh = _mesh_sizes()
     axes = _dividing(_wanted(name, mesh, ACTIVATION_RULES), size, mesh)
     return math.prod(mesh[axis] for axis in axes)
 

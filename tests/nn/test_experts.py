@@ -265,8 +265,9 @@ def test_rows_that_the_mesh_does_not_divide():
 
 def test_what_cannot_be_is_refused():
     module = layer(experts=6)
-    refused = pytest.raises(ConfigError, match=r'mesh.expert: expected a divisor of 6, .* got 4')
-    with jax.set_mesh(make_mesh(MeshConfig(expert=4))), refused:
+    message = r'mesh\.expert: expected a divisor of 6, .* got 4'
+    mesh = make_mesh(MeshConfig(expert=4))
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), X)
     with pytest.raises(ValueError, match='experts_per_token=3 is more than experts=2; change one'):
         Config(experts=2, experts_per_token=3)

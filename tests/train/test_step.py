@@ -10,7 +10,7 @@ from bigjax.data import batches
 from bigjax.errors import ConfigError
 from bigjax.train.build import build
 from bigjax.train.step import eval_step, train_step
-from tests.train.tiny import blobs, tiny_config
+from tests.train.tiny import blobs, sentences, tiny_config
 
 SGD = {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.1}
 
@@ -144,6 +144,18 @@ def test_unknown_metrics_and_small_splits_are_refused_before_compiling():
         build(tiny_config(**{'eval.metrics': ('acuracy',)}), blobs())
     with pytest.raises(Exception, match='train split has 8 rows, fewer than'):
         build(tiny_config(), blobs(rows=8))
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_sixteen_bits_compute_nearly_what_float32_does(dtype):
+    decoder = {'name': 'transformer', 'layers': 1, 'width': 16, 'heads': 2}
+    values = {'model': decoder, 'task': {'name': 'language_model'}}
+    _, _, _, _, told = one_step(sentences(), **values)
+    _, _, _, near, said = one_step(sentences(), **values, **{'precision.compute': dtype})
+    assert said['loss'] == pytest.approx(told['loss'], rel=2e-3)
+    assert said['grad_norm'] == pytest.approx(told['grad_norm'], rel=2e-2)
+    assert said['loss'] != told['loss']
+    assert {leaf.dtype for leaf in jax.tree.leaves(near.params)} == {jnp.dtype('float32')}
 
 
 def test_state_is_float32_under_bfloat16_compute():
