@@ -166,9 +166,8 @@ def _place(device: Any) -> tuple[int, ...]:
 def advice(run: Run) -> list[str]:
     """What costs money and shows before anything is compiled."""
     found = list(run.notes)
-    split = {}
-    for leaf in jax.tree.leaves(run.abstract.params):
-        split[leaf.shape] = leaf.sharding.shard_shape(leaf.shape)
+    params = jax.tree.leaves(run.abstract.params)
+    split = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in params}
     for path, leaf in jax.tree.leaves_with_path(run.abstract.optimizer):
         part = leaf.sharding.shard_shape(leaf.shape)
         if trees.num_bytes(leaf) >= LARGE and part != split.get(leaf.shape, part):
@@ -176,19 +175,16 @@ def advice(run: Run) -> list[str]:
                 f'optimizer state {trees.path_name(path)} of {trees.num_bytes(leaf):,} bytes is '
                 'whole on every device though its parameter is split'
             )
-    axes = run.recipe.model.axes['params']
-    for name, leaf, names in zip(
-        trees.names(run.abstract.params),
-        jax.tree.leaves(run.abstract.params),
-        jax.tree.leaves(axes),
-        strict=True,
+    axes = jax.tree.leaves(run.recipe.model.axes['params'])
+    for (path, leaf), names in zip(
+        jax.tree.leaves_with_path(run.abstract.params), axes, strict=True
     ):
-        for axis, size in zip(names, leaf.shape, strict=False):
-            if axis == 'vocab' and size % 128:
-                found.append(
-                    f'{name} has {size:,} rows of the vocabulary, no multiple of 128: matrix units '
-                    f'pad it; set config.model.vocab_size={-(-size // 128) * 128}'
-                )
+        rows = dict(zip(names, leaf.shape, strict=False)).get('vocab', 0)
+        if rows % 128:
+            found.append(
+                f'{trees.path_name(path)} has {rows:,} rows of the vocabulary, no multiple of 128: '
+                f'matrix units pad it; set config.model.vocab_size={-(-rows // 128) * 128}'
+            )
     if run.config.precision.compute == 'float32':
         found.append(
             'config.precision.compute=float32: matrix units peak in bfloat16, which this roofline '
