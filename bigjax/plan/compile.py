@@ -37,6 +37,7 @@ class Answer:
 
     mesh: sizes of all axes. reach: for those above 1, over how many dimensions of the torus they
         run; 0 for an axis that leaves the slice or node.
+    remat: the model's policy, '' where none is chosen.
     tokens: a row of the batch has; None where rows have none.
     memory: bytes by what they hold: parameters, optimizer, other state, batch, and temporaries,
         which are activations, gradients and buffers of the compiler's at the peak.
@@ -49,6 +50,7 @@ class Answer:
 
     mesh: dict[str, int]
     reach: dict[str, int]
+    remat: str
     rows: int
     tokens: int | None
     memory: dict[str, int]
@@ -90,6 +92,7 @@ def compile_step(settings: Config, target: Target) -> Answer:
         draft = Answer(
             mesh=dict(run.mesh.shape),
             reach=reach(run.mesh),
+            remat=str(settings.model.options.get('remat', '')),
             rows=settings.train.batch_size,
             tokens=run.splits.spec.tokens,
             memory=inputs(run),
@@ -119,7 +122,7 @@ def _filled(draft: Answer, compiled: Any, target: Target, seconds: float) -> Ans
         compiler_bytes=cost.get('bytes accessed'),
         traffic=hlo.memory_traffic(text),
         collectives=tuple(found),
-        warnings=(*draft.warnings, *_reductions(found, draft.mesh)),
+        warnings=(*draft.warnings, *reductions(found)),
         seconds=seconds,
     )
 
@@ -193,7 +196,7 @@ def advice(run: Run) -> list[str]:
     return found
 
 
-def _reductions(found: list[Collective], mesh: dict[str, int]) -> list[str]:
+def reductions(found: list[Collective]) -> list[str]:
     """Gradients of split parameters that every device gets whole."""
     return [
         f'{row.size:,} bytes in {row.times} all-reduces over {"*".join(row.axes)}, the most for '

@@ -13,7 +13,7 @@ from bigjax.plan.compile import Answer
 from bigjax.plan.hlo import Collective
 from bigjax.plan.plan import Plan, cost, to_dict
 from bigjax.plan.roofline import roofline, speed, transfer_times
-from bigjax.plan.search import Candidate, fits
+from bigjax.plan.search import fits
 from bigjax.study import plots
 from bigjax.train.describe import in_bytes, si
 
@@ -88,7 +88,7 @@ def _verdict(plan: Plan) -> str:
     usable, peak = plan.target.usable, plan.answer.peak
     if usable is None:
         return f'peak {in_bytes(peak or 0)} a device'
-    if plan.fits:
+    if fits(plan.answer, plan.target):
         return f'[green]fits[/green]: peak {in_bytes(peak or 0)} of {in_bytes(usable)} a device'
     needed = f'needs {in_bytes(peak)}' if peak else 'needs more'
     return f'[red]does not fit[/red]: {needed}, a device has {in_bytes(usable)}'
@@ -148,9 +148,9 @@ def _roofline(plan: Plan) -> Table:
 
 
 def _ranking(plan: Plan) -> Table:
-    def row(candidate: Candidate, answer: Answer) -> tuple[str, ...]:
+    def row(answer: Answer) -> tuple[str, ...]:
         peak = in_bytes(answer.peak) if answer.peak else '?'
-        start = _mesh(answer), candidate.remat, f'{answer.rows:,}', peak
+        start = _mesh(answer), answer.remat, f'{answer.rows:,}', peak
         if not fits(answer, plan.target):
             return *start, '', '', 'does not fit'
         assert plan.target.chip is not None
@@ -159,7 +159,7 @@ def _ranking(plan: Plan) -> Table:
 
     unit = 'tokens' if plan.answer.tokens else 'examples'
     columns = ('mesh', 'remat', 'rows', 'peak', f'{unit}/s', 'MFU', 'binds')
-    return _table(columns, [row(*pair) for pair in plan.ranked])
+    return _table(columns, [row(answer) for answer in plan.ranked])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

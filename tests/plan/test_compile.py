@@ -184,7 +184,7 @@ def test_gradients_that_are_all_reduced_are_told():
         compile.Collective('all-reduce', ('data',), 24, 2**30, 'x'),
         compile.Collective('all-reduce', ('fsdp', 'tensor'), 2, 100, 'norm'),
     ]
-    (told,) = compile._reductions(rows, {})
+    (told,) = compile.reductions(rows)
     assert 'embed/scatter-add' in told
 
 
