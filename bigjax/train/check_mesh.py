@@ -10,8 +10,8 @@ All begin with the state of one device and are fed the same rows. Differences ar
 
 An optimizer such as Adam divides a gradient by its size, so that what is rounding in one of nearly
 zero decides on a whole step. Parameters are therefore compared in those elements whose gradients
-agreed to `SURE` at every step, and beyond the last place of float32: does the optimizer do the same
-with the same?
+agreed to a tenth of the tolerance at every step, and beyond the last place of float32: does the
+optimizer do the same with the same?
 """
 
 import dataclasses
@@ -42,7 +42,6 @@ ROW = '{:38}{:>10}{:>10}{:>10}{:>12}  {}'
 ROWS = 2
 """A device, at least: one would be its own mean."""
 FLOOR = 1e-3
-SURE = 1e-2
 TOLERANCES = {'float32': 1e-4, 'bfloat16': 5e-2, 'float16': 1e-2}
 """By compute dtype."""
 
@@ -100,7 +99,7 @@ def check(config: Config, steps: int, tolerance: float | None, console: Console)
         makes = name.endswith(('(config)', '(fsdp)'))  # most of the time is compiling that
         with jax.set_mesh(run.mesh):
             own = run.init() if makes else state
-        found = compare(expected, follow(run, own, steps))
+        found = compare(expected, follow(run, own, steps), tolerance)
         worst, compared = max(found.values()), compared + 1
         good = worst.value <= tolerance
         init, *numbers = (f'{difference.value:.1e}' for difference in found.values())
@@ -141,8 +140,9 @@ def follow(run: Run, state: TrainState, steps: int) -> Trace:
         return Trace(losses, gradients, start, _by_name(state.params))
 
 
-def compare(expected: Trace, found: Trace) -> dict[str, Difference]:
+def compare(expected: Trace, found: Trace, tolerance: float) -> dict[str, Difference]:
     """The worst difference of each kind."""
+    surely = tolerance / 10
     # a step that a loss scale skipped has left the zeros of before
     first = next((n for n, kept in enumerate(expected.gradients) if _norm(*kept.values())), 0)
     gradients, whole = expected.gradients[first], _norm(*expected.gradients[first].values())
@@ -159,7 +159,7 @@ def compare(expected: Trace, found: Trace) -> dict[str, Difference]:
 
     def parameter(name: str) -> float:
         pairs = zip(expected.gradients, found.gradients, strict=True)
-        sure = np.all([abs(a[name] - b[name]) <= SURE * abs(a[name]) for a, b in pairs], axis=0)
+        sure = np.all([abs(a[name] - b[name]) <= surely * abs(a[name]) for a, b in pairs], axis=0)
         # a last place is lost at any step, and much where the learning rate is warming up
         rounding = len(expected.losses) * np.spacing(abs(end[name]))
         beyond = np.maximum(abs(found.end[name] - end[name]) - rounding, 0)
