@@ -201,10 +201,14 @@ def _reductions(found: list[Collective], mesh: dict[str, int]) -> list[str]:
     """Gradients of split parameters that every device gets whole."""
     return [
         f'{row.size:,} bytes in {row.times} all-reduces over {"*".join(row.axes)}, the most for '
-        f'{row.source or "a gradient"}: a reduce-scatter would move half'
+        f'{_tail(row.source)}: a reduce-scatter would move half'
         for row in found
         if row.kind == 'all-reduce' and 'fsdp' in row.axes and row.size >= 16 * LARGE
     ]
+
+
+def _tail(source: str) -> str:
+    return '/'.join(source.split('/')[-3:]) or 'a gradient'
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

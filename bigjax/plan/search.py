@@ -114,7 +114,10 @@ def meshes(config: Config, target: Target, state: int) -> list[dict[str, int]]:
 
 
 def candidates(config: Config, target: Target, drawn: Sketch, first: Answer) -> Iterator[Candidate]:
-    """All that should fit, the fastest by the estimate first."""
+    """All that should fit: of each remat policy in turn the mesh that is fastest by the estimate.
+
+    By turns, because the estimate does not know how much memory traffic a policy saves.
+    """
     chip = target.chip
     assert chip is not None
     assert target.usable is not None
@@ -134,7 +137,10 @@ def candidates(config: Config, target: Target, drawn: Sketch, first: Answer) -> 
         if rows >= step:
             seconds = _estimate(config, drawn, mesh, remat, rows, chip)
             found.append(Candidate(mesh.sizes, name, rows, rows / seconds))
-    return iter(sorted(found, key=lambda candidate: -candidate.rate))
+    found.sort(key=lambda candidate: -candidate.rate)
+    by_policy = [[one for one in found if one.remat == name] for name in drawn.remats]
+    turns = itertools.zip_longest(*sorted(by_policy, key=lambda ones: -ones[0].rate if ones else 0))
+    return (candidate for turn in turns for candidate in turn if candidate is not None)
 
 
 def _gradients(mesh: MeshSketch) -> int:
@@ -197,21 +203,23 @@ def search(
     compile: Compile,
     max_compilations: int,
 ) -> list[tuple[Candidate, Answer]]:
-    """What was compiled, those that fit first, the fastest on top.
+    """What was compiled, the config's own step included: those that fit first, the fastest on top.
 
     A candidate that does not fit is compiled again with as many rows as should. One mesh is tried
     with its best two policies at most, so that the compilations are spread.
     """
     assert target.chip is not None
     assert target.usable is not None
-    found: list[tuple[Candidate, Answer]] = []
+    remat = str(config.model.options.get('remat', ''))
+    own = first.mesh, remat, first.rows
+    found = [(Candidate(*own, rate=0.0), first)]
     tried: dict[tuple[int, ...], int] = {}
     for candidate in candidates(config, target, drawn, first):
         key = tuple(candidate.mesh.values())
         tried[key] = tried.get(key, 0) + 1
-        if tried[key] > 2:
+        if tried[key] > 2 or (candidate.mesh, candidate.remat, candidate.rows) == own:
             continue
-        while len(found) < max_compilations:
+        while len(found) <= max_compilations:
             answer = compile(candidate.config(config))
             max_compilations -= answer is None
             if answer is None:

@@ -46,6 +46,7 @@ ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
     'experts': ('expert',),
     'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
+    'places': ('context',),  # of tokens in experts, where sequences are whole
     'sequence': ('context',),
     'residual': ('context', 'tensor'),  # the sequence, where each position is on its own
     'embed': (),

@@ -76,4 +76,4 @@ def test_a_search_from_end_to_end(capsys, monkeypatch):
     assert len(asked) == 3  # the config's own, too
     rates = [row['at_most']['tokens_per_second'] for row in found['search']]
     assert rates == sorted(rates, reverse=True)
-    assert len(rates) == 2
+    assert len(rates) == 3
