@@ -6,7 +6,7 @@ All begin with the state of one device and are fed the same rows. Differences ar
     loss        of each step
     gradient    of the first step, a parameter at a time: to its norm, or to `FLOOR` of the norm of
                 the whole gradient where that is more; some are zero but for rounding. Below
-                float32, twice what one device is off by from float32 is no difference
+                float32, twice what one device is off by from float32 makes the tolerance
     parameters  after the last step, to the way that they went on one device
 
 An optimizer such as Adam divides a gradient by its size, so that what is rounding in one of nearly
@@ -169,10 +169,10 @@ def compare(
         return max(Difference(math.inf if v != v else v, name) for name, v in differences.items())
 
     def gradient(name: str) -> float:
-        difference = found.gradients[first][name] - gradients[name]
-        if _norm(difference) <= 2 * noise.get(name, 0):
-            return 0.0
-        return _ratio(difference, max(_norm(gradients[name]), FLOOR * whole))
+        scale = max(_norm(gradients[name]), FLOOR * whole)
+        if name in noise and tolerance:
+            scale = max(scale, 2 * noise[name] / tolerance)
+        return _ratio(found.gradients[first][name] - gradients[name], scale)
 
     def parameter(name: str) -> float:
         pairs = zip(expected.gradients, found.gradients, strict=True)
