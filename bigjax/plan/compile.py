@@ -115,6 +115,9 @@ def compile_step(settings: Config, target: Target) -> Answer:
 def _filled(draft: Answer, compiled: Any, target: Target, seconds: float) -> Answer:
     text, cost = compiled.as_text(), compiled.cost_analysis() or {}
     found = hlo.collectives(text, draft.mesh)
+    if draft.mesh['slice'] > 1 and not any('slice' in row.axes for row in found):
+        # libtpu turns what goes between slices into transfers by the host: gradients, at least
+        found.append(Collective('all-reduce', ('slice',), 1, draft.memory['parameters']))
     return dataclasses.replace(
         draft,
         memory={**draft.memory, 'temporaries': _temporaries(compiled.memory_analysis(), target)},

@@ -151,6 +151,14 @@ def test_the_sizes_of_llama(size, parameters):
     assert trees.count(run.abstract.params) == parameters
 
 
+@needs_libtpu
+def test_gradients_are_reduced_between_slices():
+    answer = ask.ask(config.load(LLAMA), targets.parse('v5e:2x2', 2))
+    assert answer.reach == {'slice': 0, 'fsdp': 2}
+    (between,) = (row for row in answer.collectives if 'slice' in row.axes)
+    assert between.size == answer.memory['parameters']
+
+
 # Advice
 
 
