@@ -205,19 +205,15 @@ def search(
 ) -> list[tuple[Candidate, Answer]]:
     """What was compiled, the config's own step included: those that fit first, the fastest on top.
 
-    A candidate that does not fit is compiled again with as many rows as should. One mesh is tried
-    with its best two policies at most, so that the compilations are spread.
+    A candidate that does not fit is compiled again with as many rows as should.
     """
     assert target.chip is not None
     assert target.usable is not None
     remat = str(config.model.options.get('remat', ''))
     own = first.mesh, remat, first.rows
     found = [(Candidate(*own, rate=0.0), first)]
-    tried: dict[tuple[int, ...], int] = {}
     for candidate in candidates(config, target, drawn, first):
-        key = tuple(candidate.mesh.values())
-        tried[key] = tried.get(key, 0) + 1
-        if tried[key] > 2 or (candidate.mesh, candidate.remat, candidate.rows) == own:
+        if (candidate.mesh, candidate.remat, candidate.rows) == own:
             continue
         while len(found) <= max_compilations:
             answer = compile(candidate.config(config))

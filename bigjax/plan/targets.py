@@ -120,7 +120,7 @@ def environment(target: Target, optimization: str) -> Mapping[str, str]:
         'JAX_PLATFORMS': 'cpu',
         'JAX_OPTIMIZATION_LEVEL': optimization,
         'TPU_SKIP_MDS_QUERY': '1',  # there is no TPU to ask for
-        'TPU_STDERR_LOG_LEVEL': '2',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # it thinks that it holds a TPU
         'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
         'XLA_FLAGS': flags[target.compiler],
     }

@@ -103,7 +103,7 @@ def test_only_adapters_and_the_read_out_train(accumulation):
     run = run_of(
         ALL,
         **values,
-        **{'mesh.data': 8} if accumulation == 1 else {'mesh.data': 1, 'mesh.tensor': 8},
+        **{'mesh.data': 8} if accumulation == 1 else {'mesh.data': 2, 'mesh.tensor': 4},
     )
     before = jax.device_get(run.init().params)
     found, after = losses(run, sentences(), steps=3)

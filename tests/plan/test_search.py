@@ -98,7 +98,7 @@ def drawn(*meshes):
         return MeshSketch(sizes, {name: n // parts for name, n in memory.items()} | {'batch': 0})
 
     remats = {
-        'none': RematSketch(3 * 64 * 10**15, 1600 * GIB),
+        'none': RematSketch(3 * 64 * 10**15, 320 * GIB),
         'full': RematSketch(4 * 64 * 10**15, 16 * GIB),
     }
     return Sketch(tuple(map(split, meshes)), remats, GIB)
@@ -113,7 +113,7 @@ def test_search_compiles_few_and_ranks_by_speed(settings):
         mesh = SIZES | {'fsdp': changed.mesh.fsdp, 'tensor': changed.mesh.tensor}
         # as if tensor cost: memory traffic makes it slower
         remat = changed.model.options['remat']
-        each = {'none': 16 * GIB // 16, 'full': GIB // 40}[remat]
+        each = {'none': GIB // 4, 'full': GIB // 40}[remat]
         return answer(
             mesh,
             changed.train.batch_size,

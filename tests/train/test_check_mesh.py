@@ -18,7 +18,7 @@ from bigjax.train.check_mesh import TOLERANCES, Trace, follow, meshes
 from tests.train.tiny import blobs, sentences, tiny_config
 
 CUBE = {'data': 2, 'fsdp': 2, 'tensor': 2}
-compare = functools.partial(check_mesh.compare, tolerance=TOLERANCES['float32'])
+compare = functools.partial(check_mesh.compare, tolerance=TOLERANCES['float32'], noise={})
 PERCEPTRON = {'name': 'mlp', 'widths': (16, 32)}
 CONFIG = """
 def get_config():
@@ -55,6 +55,16 @@ def test_noise_is_the_same_on_any_mesh():
     found = compare(*(follow(run, run.init(), 3) for run in (one, many)))
     assert max(found.values()).value <= TOLERANCES['float32']
     assert found['init'].value == 0
+
+
+def test_bfloat16_may_be_off_by_what_one_device_is():
+    values = {'precision.compute': 'bfloat16'}
+    run = build(config(**values), blobs(), jax.devices()[:1])
+    one = follow(run, run.init(), 2)
+    noise = check_mesh.rounding(run, one)
+    gradient = one.gradients[0]['hidden_1/dense/kernel']
+    assert 1e-4 < noise['hidden_1/dense/kernel'] / np.linalg.norm(gradient) < 0.05
+    assert check_mesh.rounding(build(config(), blobs()), alone()) == {}
 
 
 def test_wrong_gradients_of_the_compiler_are_found(monkeypatch):
@@ -130,6 +140,8 @@ def test_differences_by_hand():
     assert found['loss'].value == pytest.approx(0.05)
     assert found['gradient'] == (pytest.approx(1e-3), 'gradient of large')  # small is 2e-4 of 5e-3
     assert found['parameters'].value == 0
+    noisy = compare(one, trace(2.0, 1.001, 2, [0.1, 0.2]), noise={'large': 3e-3})
+    assert noisy['gradient'] == (pytest.approx(2e-4), 'gradient of small')
     assert compare(one, trace(2.0, 1, 1, [0.1, 0.1]))['parameters'].value == pytest.approx(5**-0.5)
     assert compare(one, trace(np.nan, 1, 1, [0.1, 0.2]))['loss'].value == np.inf
 
