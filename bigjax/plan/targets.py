@@ -13,13 +13,7 @@ from jax.experimental import topologies
 from bigjax.chips import CHIPS, Chip
 from bigjax.errors import ConfigError, EnvironmentProblem, nearest
 
-TPUS = {
-    'v4': 'TPU v4',
-    'v5e': 'TPU v5e',
-    'v5p': 'TPU v5p',
-    'v6e': 'TPU v6e',
-    'tpu7x': 'TPU7x',
-}
+TPUS = {'v4': 'TPU v4', 'v5e': 'TPU v5e', 'v5p': 'TPU v5p', 'v6e': 'TPU v6e', 'tpu7x': 'TPU7x'}
 GPUS = {
     'a100': 'NVIDIA A100-SXM4-80GB',
     'h100': 'NVIDIA H100 80GB HBM3',
@@ -28,7 +22,6 @@ GPUS = {
 }
 KINDS = {**TPUS, **GPUS}
 PLUGINS = {'tpu': 'libtpu', 'cuda': 'jax_plugins.xla_cuda12'}
-EXTRAS = {'tpu': 'plan', 'cuda': 'plan-gpu'}
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,13 @@ def test_a_tpu_that_is_large_enough():
     assert {row.kind for row in answer.collectives} >= {'all-gather'}
 
 
+@pytest.mark.parametrize(('size', 'parameters'), [('7b', 6_738_415_616), ('1.3b', 1_345_423_360)])
+def test_the_sizes_of_llama(size, parameters):
+    """The first as published (Touvron et al. 2023)."""
+    run = build(config.load(f'configs/llama.py:{size}'))
+    assert trees.count(run.abstract.params) == parameters
+
+
 # Advice
 
 
@@ -177,7 +184,7 @@ def test_gradients_that_are_all_reduced_are_told():
         compile.Collective('all-reduce', ('data',), 24, 2**30, 'x'),
         compile.Collective('all-reduce', ('fsdp', 'tensor'), 2, 100, 'norm'),
     ]
-    (told,) = compile._reductions(rows, {})
+    (told,) = compile.reductions(rows)
     assert 'embed/scatter-add' in told
 
 
