@@ -1,12 +1,12 @@
 """A mixture of experts on bytes: configs/stdlib_lm.py with 8 MLPs a layer, of which a token sees 2.
 
-As many parameters meet a token as there (2 of half the width), and nearly four times as many are
-there to meet. `:dropless` leaves no token out.
+As many weights of MLPs meet a token as there, 2 of half the width, out of four times as many.
+`:dropless` leaves no token out, at the products of all 8 unless on a TPU.
 
 Command:   bigjax train --config=configs/moe.py --workdir=runs/moe
 Hardware:  two CPU cores
-Time:      TIME
-Score:     SCORE
+Time:      16 minutes, of which 4 evaluate, beside seven other jobs
+Score:     test 2.422 bits per byte after 500 steps (seed 0)
 """
 
 import ml_collections

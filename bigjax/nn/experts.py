@@ -17,6 +17,7 @@ from jax import lax
 from bigjax.nn import initializers
 from bigjax.nn.activations import ACTIVATIONS, Activation, is_gated
 from bigjax.nn.initializers import Initializer
+from bigjax.nn.linear import add_bias
 from bigjax.nn.params import param
 from bigjax.sharding.rules import ACTIVATION_RULES, IN_USE_RULES, constrain, spec
 
@@ -106,13 +107,12 @@ class Experts(nn.Module):
         found = {}
         for kind in AXES if is_gated(self.activation) else ('dense', 'out'):
             for name in (f'{kind}_kernel', f'{kind}_bias')[: 1 + self.use_bias]:
-                init = initializers.zeros
+                init, dtype = initializers.zeros, jnp.float32
                 if name.endswith('kernel'):
-                    init = initializers.of_each(
-                        self.out_init if kind == 'out' else self.kernel_init
-                    )
+                    init = self.out_init if kind == 'out' else self.kernel_init
+                    init, dtype = initializers.of_each(init), self.dtype
                 shape = tuple(sizes[axis] for axis in _axes(name))
-                found[name] = param(self, name, init, shape, _axes(name), self.dtype)
+                found[name] = param(self, name, init, shape, _axes(name), dtype)
         return found
 
     def _sow(self, logits: jax.Array, route: Route, real: jax.Array, dropped: jax.Array) -> None:
@@ -202,7 +202,8 @@ def within_capacity(
 
     def product(name: str, x: jax.Array) -> jax.Array:
         y = jnp.einsum('ebcd,edf->ebcf', x, weights[f'{name}_kernel'])
-        return y + weights[f'{name}_bias'][:, None, None] if f'{name}_bias' in weights else y
+        bias = weights.get(f'{name}_bias')
+        return y if bias is None else add_bias(y, bias[:, None, None])
 
     # every choice has a copy of its token, and so no gradient is a sum in an order left open
     x = constrain(x, ('batch', None, 'embed'))
@@ -263,7 +264,7 @@ def _sorted(x: jax.Array, route: Route, weights: Weights, activation: Activation
     def product(name: str, x: jax.Array) -> jax.Array:
         y = lax.ragged_dot(x, weights[f'{name}_kernel'], sizes)
         bias = weights.get(f'{name}_bias')
-        return y if bias is None else y + jnp.take(bias, ordered, axis=0, mode='clip')
+        return y if bias is None else add_bias(y, jnp.take(bias, ordered, axis=0, mode='clip'))
 
     # what is nobody's comes last, where a ragged product may leave anything
     real = ordered[:, None] < count
