@@ -24,7 +24,7 @@ Step = Callable[[], Callable[[], object]]
 
 
 class WorkerError(Exception):
-    """A worker ended; the message is the last line that it wrote."""
+    """A worker could not go on; the message says why, in a line."""
 
 
 class Worker:
@@ -48,12 +48,15 @@ class Worker:
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ''
-        if answer:
-            return json.loads(answer)
-        code = self.process.wait()
-        self.errors.seek(0)
-        lines = [line for line in self.errors.read().splitlines() if line.strip()]
-        raise WorkerError(lines[-1][:300] if lines else f'ended with exit code {code}')
+        if not answer:  # it was killed, or never came to `serve`
+            code = self.process.wait()
+            self.errors.seek(0)
+            lines = [line for line in self.errors.read().splitlines() if line.strip()]
+            raise WorkerError(lines[-1] if lines else f'ended with exit code {code}')
+        found = json.loads(answer)
+        if 'error' in found:
+            raise WorkerError(found['error'])
+        return found
 
 
 @contextmanager
@@ -85,15 +88,20 @@ def serve(start: Callable[[Any], tuple[Callable[[], dict[str, Any]], Step]]) -> 
     """The worker's end. start: the specification -> (facts as they now are, the step)."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what libraries print is no answer
-    spec = json.loads(sys.stdin.readline())
-    facts, step = start(spec)
-    started = time.perf_counter()
-    timed(step, spec['warmup'])
-    warmup = {'warmup_seconds': time.perf_counter() - started}
-    print(json.dumps(facts() | warmup), file=answers, flush=True)
-    for line in sys.stdin:
-        seconds = timed(step, int(line))
-        print(json.dumps({'seconds': seconds, 'facts': facts()}), file=answers, flush=True)
+
+    def answer(value: Any) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        spec = json.loads(sys.stdin.readline())
+        facts, step = start(spec)
+        started = time.perf_counter()
+        timed(step, spec['warmup'])
+        answer(facts() | {'warmup_seconds': time.perf_counter() - started})
+        for line in sys.stdin:
+            answer({'seconds': timed(step, int(line)), 'facts': facts()})
+    except Exception as error:  # out of memory, too, is an answer
+        answer({'error': f'{type(error).__name__}: {error}'.splitlines()[0]})
 
 
 def timed(step: Step, count: int) -> list[float]:

@@ -4,6 +4,7 @@ A config file is Python and is run. Fields are set with `--config.section.field=
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -85,6 +86,17 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
     exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', _describe, 'parameters, shardings, FLOPs, memory', config)
+    plan = command('plan', _plan, 'whether it fits hardware not at hand, and how fast', config)
+    plan.add_argument('--topology', required=True, help='v5e:16x16, h100:8x8 (nodes x GPUs), cpu:8')
+    plan.add_argument('--num_slices', type=int, default=1, help='of that topology each')
+    plan.add_argument('--search', action='store_true', help='rank meshes, remat, batch sizes')
+    plan.add_argument('--max_compilations', type=int, default=12, help='of a search')
+    plan.add_argument('--no_largest_batch', action='store_true', help='compile once only')
+    plan.add_argument('--optimization', default='O1', choices=('O0', 'O1', 'O2', 'O3'))
+    plan.add_argument('--tokens', type=float, help='to train on; examples, of data without tokens')
+    plan.add_argument('--price', type=float, help='of a chip for an hour')
+    plan.add_argument('--json', action='store_true', help='print JSON')
+    plan.add_argument('--out', type=Path, metavar='DIR', help='plan.json, plan.txt and figures')
     check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
     check.add_argument('--steps', type=int, default=3)
     check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
@@ -224,6 +236,28 @@ def _describe(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.train.describe import describe
 
     describe(_load(arguments, overrides), Console())
+
+
+def _plan(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.plan import plan, show, targets
+
+    if (arguments.tokens is None) != (arguments.price is None):
+        raise ConfigError('--tokens and --price go together: give both or neither')
+    found = plan.make(
+        load(arguments.config, overrides),
+        targets.parse(arguments.topology, arguments.num_slices),
+        with_search=arguments.search,
+        with_largest=not arguments.no_largest_batch,
+        max_compilations=arguments.max_compilations,
+        optimization=arguments.optimization,
+        budget=None if arguments.price is None else plan.Budget(arguments.tokens, arguments.price),
+    )
+    if arguments.out is not None:
+        show.write(found, arguments.out)
+    if arguments.json:
+        print(json.dumps(plan.to_dict(found), indent=2))
+    else:
+        show.show(found, Console())
 
 
 def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:

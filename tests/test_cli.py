@@ -133,3 +133,12 @@ def test_text_is_tokenised_beforehand(tmp_path, capfd):
     said = capfd.readouterr().out
     assert said.startswith('1 documents, 501 tokens, 500 bytes in ')
     assert os.path.isfile(os.path.join(said.split(' in ')[1].strip(), 'manifest.json'))
+
+
+def test_train_traces_steps_and_says_where_they_went(config, tmp_path, capfd):
+    run = tmp_path / 'run'
+    assert cli.main(['train', config, f'--workdir={run}', '--profile=4:2']) == 78
+    assert 'expected START:STOP, such as 10:13' in capfd.readouterr().err
+    assert cli.main(['train', config, f'--workdir={run}', '--profile=1:3']) == 0
+    assert 'steps 2 to 3: ' in capfd.readouterr().out
+    assert (run / 'profile' / 'summary.txt').is_file()

@@ -70,6 +70,8 @@ serve(start)
     assert results['pytorch'] == {'error': 'ValueError: no such card'}
     assert [len(turn) for turn in results['bigjax']['rounds']] == [3, 3]
     assert gpu.compared(results) == {}
+    (missing,) = gpu.race({'pytorch': gpu.Side('not_installed', {})}, 1, 1).values()
+    assert missing['error'].endswith('No module named not_installed')
 
 
 def test_sides_of_different_size_are_not_compared(monkeypatch):

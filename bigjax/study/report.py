@@ -172,6 +172,12 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield 'steps', f'{run.metrics[-1]["step"]:,}'
     if spent := _time_spent(run):
         yield 'wall time', duration(sum(spent.values()))
+        yield 'goodput', f'{spent["train"] / sum(spent.values()):.0%}'
+    if 'perf/step_seconds' in series:
+        step = float(np.median(series['perf/step_seconds'][1]))
+        yield 'a step', f'{step * 1e3:,.3g} ms'
+        if (wait := series.get('perf/data_wait_seconds')) is not None:
+            yield 'of it waiting for data', f'{np.median(wait[1]) / step:.0%}'
     for unit in ('tokens', 'examples'):
         if (key := f'perf/{unit}_per_second') in series:
             yield f'{unit} a second', f'{np.median(series[key][1]):,.0f}'

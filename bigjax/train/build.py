@@ -22,12 +22,18 @@ from bigjax.models import lora
 from bigjax.models.core import Model
 from bigjax.nn.blocks import HOST_MEMORY
 from bigjax.optim import groups, moments, optimizers, schedules
-from bigjax.sharding.mesh import batch_sharding, check_batch_size, check_divides, make_mesh
+from bigjax.sharding.mesh import (
+    batch_sharding,
+    check_batch_size,
+    check_divides,
+    make_mesh,
+    replicated,
+)
 from bigjax.sharding.rules import check_parameters
 from bigjax.tasks.core import Task
 from bigjax.train import state as states
 from bigjax.train.state import TrainState
-from bigjax.train.step import Recipe
+from bigjax.train.step import Recipe, train_step
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,22 @@ class Run:
     @property
     def batch_sharding(self) -> NamedSharding:
         return batch_sharding(self.mesh)
+
+    @property
+    def abstract_batch(self) -> Batch:
+        """A training batch as shapes with shardings."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.batch_sharding),
+            batch_spec(self.splits.spec, self.config.train.batch_size),
+        )
+
+    def jitted_step(self) -> Any:
+        """`train_step` as the loop runs it; the state that goes in is given up."""
+        return jax.jit(
+            partial(train_step, self.recipe),
+            donate_argnums=0,
+            out_shardings=(self.shardings, replicated(self.mesh)),
+        )
 
     @property
     def eval_batch_size(self) -> int:

@@ -55,12 +55,12 @@ def summary(run: Run) -> dict[str, str]:
         'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
         'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
         'parameters': f'{trees.count(state.params):,}',
-        'parameters, bytes a device': _size(_bytes_a_device(state.params)),
-        'optimizer state, bytes a device': _size(_bytes_a_device(state.optimizer)),
-        'whole state, bytes a device': _size(_bytes_a_device(state)),
+        'parameters, bytes a device': in_bytes(bytes_a_device(state.params)),
+        'optimizer state, bytes a device': in_bytes(bytes_a_device(state.optimizer)),
+        'whole state, bytes a device': in_bytes(bytes_a_device(state)),
         **_choices(run),
-        'FLOPs a step (jaxpr)': _si(step_flops),
-        'FLOPs of the run': _si(step_flops * run.total_steps),
+        'FLOPs a step (jaxpr)': si(step_flops),
+        'FLOPs of the run': si(step_flops * run.total_steps),
     }
 
 
@@ -83,7 +83,8 @@ def _choices(run: Run) -> dict[str, str]:
     return found
 
 
-def _bytes_a_device(tree: Any) -> int:
+def bytes_a_device(tree: Any) -> int:
+    """What one device holds of a tree of abstract arrays with shardings."""
     shards = [
         jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
         for leaf in jax.tree.leaves(tree)
@@ -101,11 +102,13 @@ def _axes(part: Any) -> str:
     return part if isinstance(part, str) else '*'.join(part)
 
 
-def _size(num_bytes: float) -> str:
+def in_bytes(num_bytes: float) -> str:
+    """With a binary prefix: `5.2 GiB`."""
     return _scaled(num_bytes, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
+    """With a decimal prefix: `1.3 G`."""
     return _scaled(value, 1000, ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z'))
 
 

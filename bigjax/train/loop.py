@@ -24,7 +24,7 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding import hosts
-from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.sharding.mesh import process_rows
 from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
@@ -34,7 +34,6 @@ from bigjax.train.preemption import stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
-from bigjax.train.step import train_step
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
@@ -120,11 +119,7 @@ class Session:
     def run(self, state: TrainState, start: int) -> TrainState:
         """The state after the last step. Raises: Preempted, Diverged."""
         run = self.ran
-        step_function = jax.jit(
-            partial(train_step, run.recipe),
-            donate_argnums=0,
-            out_shardings=(run.shardings, replicated(run.mesh)),
-        )
+        step_function = run.jitted_step()
         stop = run.total_steps
         eval_due, save_due, log_due = (
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()

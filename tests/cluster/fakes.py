@@ -50,8 +50,11 @@ def homes(node):
     workers = range(script['vms']) if flags['worker'] == 'all' else [int(flags['worker'])]
     return [f'{{os.getcwd()}}/vms/{{node}}-{{worker}}' for worker in workers if script['vms']]
 
-note('calls.jsonl', argv)
 flags = dict(word[2:].split('=', 1) for word in argv if word.startswith('--') and '=' in word)
+hangs = script['hang'] and script['hang'] in flags.get('command', '')
+if hangs:
+    note('hanging', os.getpid())
+note('calls.jsonl', argv)
 kind, verb, words = argv[2], argv[3], [word for word in argv[4:] if not word.startswith('--')]
 if script['down']:
     script['down'] -= 1
@@ -86,8 +89,7 @@ if verb == 'scp':
             shutil.copy(source, f'{{home}}/{{folder}}')
     leave(0)
 command = flags['command']
-if script['hang'] and script['hang'] in command:
-    note('hanging', os.getpid())
+if hangs:
     save()
     time.sleep(60)
 for part in script['ssh']:

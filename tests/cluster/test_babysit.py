@@ -1,10 +1,14 @@
 """tpu_setup.sh babysit: what it does about each way in which a run can go."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.cluster.fakes import Cloud, lives
+from tests.cluster.fakes import Cloud, command, lives, vm_tools
 from tests.cluster.test_tpu_setup import JOB, interrupted
 
 ATTEMPT = ['install', 'smoke', 'start']
@@ -148,7 +152,32 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
 
 def test_a_signal_ends_what_is_going_on_over_ssh(tmp_path):
     cloud = Cloud(tmp_path, lives=[['ACTIVE']], hang='install')
-    assert interrupted(cloud, 'babysit', '--slices=2', *JOB, after='install') == 130
+    arguments = ('babysit', '--slices=2', *JOB)
+    code = interrupted(cloud, *arguments, after='install', number=signal.SIGTERM, alone=True)
+    assert code == 143
     assert cloud.steps()[-1] == 'delete'
     for line in (tmp_path / 'hanging').read_text().splitlines():
         assert not lives(int(line))
+
+
+@pytest.mark.slow
+def test_a_real_run_is_preempted_and_goes_on(tmp_path):
+    cloud = Cloud(tmp_path, lives=[['PROVISIONING', 'ACTIVE']], vms=1)
+    vm_tools(tmp_path / 'vm_bin')
+    home, run = tmp_path / 'vms' / 'lm-0', tmp_path / 'bucket' / 'run'
+    home.mkdir(parents=True)
+    (home / 'devices').write_text('8')
+    train = ['train', '--config=configs/digits_cnn.py', f'--workdir={run}']
+    job = ['/usr/bin/env', 'JAX_PLATFORMS=cpu', 'PYTHONPATH=.', sys.executable, '-m', 'bigjax.cli']
+    arguments = command('babysit', '--', *job, *train, '--config.train.epochs=4')
+    with subprocess.Popen(arguments, env=cloud.environment(TPU_POLL_SECONDS='0.5')) as process:
+        metrics = run / 'metrics.jsonl'
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(int((home / '.bigjax' / 'pid').read_text().split()[0]), signal.SIGTERM)
+        assert process.wait(timeout=240) == 0
+    log = (home / '.bigjax' / 'log').read_text()
+    assert log.index('saved at step') < log.index('exit code 75') < log.index('resuming from step')
+    assert log.rstrip().endswith('exit code 0')
+    assert cloud.steps()[-1] == 'delete'

@@ -1,6 +1,7 @@
 """tpu_setup.sh, verb by verb, against a Google Cloud of files."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -198,8 +199,13 @@ def test_ctrl_c_takes_a_half_made_request_back(tmp_path):
     assert cloud.steps()[-2:] == ['create', 'delete']
 
 
-def interrupted(cloud: Cloud, *arguments: str, after: str = 'create', number=signal.SIGINT) -> int:
-    """The exit code after a signal to all of the terminal, once a step has been taken."""
+def interrupted(
+    cloud: Cloud, *arguments: str, after: str = 'create', number=signal.SIGINT, alone: bool = False
+) -> int:
+    """The exit code after a signal, once a step has been taken.
+
+    It goes to the script alone, or to all that runs in its terminal, as Ctrl-C does.
+    """
     default = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)'
     process = subprocess.Popen(
         [sys.executable, '-c', f'{default}; os.execvp("bash", sys.argv[1:])', *command(*arguments)],
@@ -208,7 +214,7 @@ def interrupted(cloud: Cloud, *arguments: str, after: str = 'create', number=sig
     deadline = time.monotonic() + 30
     while after not in cloud.steps() and time.monotonic() < deadline:
         time.sleep(0.02)
-    subprocess.run(['kill', f'-{number.value}', '--', f'-{process.pid}'], check=True)
+    (os.kill if alone else os.killpg)(process.pid, number)
     return process.wait(timeout=30)
 
 

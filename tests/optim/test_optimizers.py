@@ -305,3 +305,31 @@ def test_an_optimizer_of_the_users_own(tmp_path, monkeypatch):
     optimizer = build(config('my_package.powered', power=2), schedule, params, AXES)
     update, _ = optimizer.update(grad, optimizer.init(params), params)
     assert_close(update, jax.tree.map(lambda g: -0.1 * g**2, grad))
+
+
+@pytest.mark.parametrize('name', ['muon', 'lamb', 'lars', 'adafactor', 'sm3', 'novograd'])
+def test_experts_are_matrices_of_their_own(name):
+    """Of each layer of a stack, [layers, experts, 8, 4], and of each scale."""
+    options = {'min_dim_size_to_factor': 2} if name == 'adafactor' else {}
+    settings = config(name, learning_rate=0.1, weight_decay=0.1, **options)
+    rng = np.random.default_rng(0)
+    scales = 10.0 ** np.arange(6).reshape(2, 3, 1, 1)
+    stacks = [jnp.asarray(scales * rng.normal(size=(2, 3, 8, 4)), jnp.float32) for _ in range(3)]
+    apart = [
+        {f'{layer}/{e}/kernel': stack[layer, e] for layer in range(2) for e in range(3)}
+        for stack in stacks
+    ]
+    axes = {'kernel': P('layers', 'experts', 'embed', 'mlp')}
+    single = build(settings, schedule, {'kernel': stacks[0]}, axes)
+    separate = build(settings, schedule, apart[0], dict.fromkeys(apart[0], P('embed', 'mlp')))
+    found = []
+    for optimizer, (params, *grads) in (
+        (single, [{'kernel': stack} for stack in stacks]),
+        (separate, apart),
+    ):
+        found.append(train(optimizer, params, optimizer.init(params), grads)[0])
+    for together, each in zip(*found, strict=True):
+        for place, update in each.items():
+            layer, e = map(int, place.split('/')[:2])
+            ours = together['kernel'][layer, e]
+            np.testing.assert_allclose(ours, update, rtol=0, atol=5e-6 * np.abs(update).max())

@@ -85,6 +85,7 @@ def _steps(
                 **{f'train/{name}': value for name, value in curves(step, 'train').items()},
                 'perf/examples_per_second': 4500 + 200 * RNG.normal(),
                 'perf/step_seconds': 0.028,
+                'perf/data_wait_seconds': 0.007,
             },
         )
         if step % 100 == 0:

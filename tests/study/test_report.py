@@ -165,6 +165,10 @@ def test_time_spent_leaves_out_the_pause_between_attempts(make_run):
     assert spent['evaluate'] == pytest.approx(0.4 * evaluations)
     expected = 3.2 + 1.1 + 0.28 * steps + 0.4 * evaluations
     assert sum(spent.values()) == pytest.approx(expected)
+    facts = dict(report._facts(run))
+    overhead = 3.2 + 1.1 + evaluations * 0.4 + evaluations * 0.1
+    assert facts['goodput'] == f'{1 - overhead / expected:.0%}'
+    assert (facts['a step'], facts['of it waiting for data']) == ('28 ms', '25%')
     assert expected < 60  # and not the 600 seconds that it lay dead
 
 

@@ -48,13 +48,17 @@ def sentences(rows: int = 48, length: int = 12, vocab: int = 16) -> Splits:
     return splits_of(tokens[:, :-1], tokens[:, 1:], vocab_size=vocab, tokens=length)
 
 
-def splits_of(inputs: np.ndarray, targets: np.ndarray, **spec: Any) -> Splits:
+def documents(rows: int = 48, length: int = 16, vocab: int = 16) -> Splits:
+    """Random tokens, to be told again; a few documents and padding in each row."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, vocab, size=(rows, length)).astype(np.int32)
+    segments = np.sort(rng.integers(0, 4, size=(rows, length)).astype(np.int32))[:, ::-1]
+    inputs = {'tokens': tokens, 'segments': segments}
+    return splits_of(inputs, tokens, vocab_size=vocab, tokens=length)
+
+
+def splits_of(inputs: Any, targets: np.ndarray, **spec: Any) -> Splits:
     """The same rows as train, val and test."""
     source = ArraySource({'inputs': inputs, 'targets': targets})
-    shape = jax.ShapeDtypeStruct
-    return Splits(
-        {'train': source, 'val': source, 'test': source},
-        DataSpec(
-            shape(inputs.shape[1:], inputs.dtype), shape(targets.shape[1:], targets.dtype), **spec
-        ),
-    )
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (inputs, targets))
+    return Splits({'train': source, 'val': source, 'test': source}, DataSpec(*rows, **spec))
