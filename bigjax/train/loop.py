@@ -257,7 +257,7 @@ class Session:
         if bad:
             self.writer.event('diverged', step, leaves=bad)
             raise Diverged(
-                f'step {step} is not saved: {bad[0]} is not finite, nor {len(bad) - 1} more leaves; '
+                f'step {step} is not saved: {bad[0]} is not finite, nor are {len(bad) - 1} more; '
                 'lower optimizer.learning_rate or set optimizer.clip'
             )
 
