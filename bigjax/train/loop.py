@@ -244,6 +244,7 @@ class Session:
         loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
         may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
         if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
+            self.checkpoints.wait()
             there = checkpoint.steps(self.checkpoints)
             self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
             raise Diverged(

@@ -181,7 +181,7 @@ def test_every_leaf_restored_has_a_named_sharding(run, config):
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, config, monkeypatch):
-    """Of step 3 the loss and the gradient are finite; what is made of them is not."""
+    """Of step 4 the loss and the gradient are finite; what is made of them is not."""
     jitted_step = Run.jitted_step
 
     def poisoned(run):
@@ -190,7 +190,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, config, monkeypatch
         def update(state, batch):
             state, logged = step(state, batch)
             params = jax.tree.map(lambda x: x * jnp.inf, state.params)
-            return replace(state, params=params) if int(state.step) == 3 else state, logged
+            return replace(state, params=params) if int(state.step) == 4 else state, logged
 
         return update
 

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -37,8 +39,10 @@ def disk(tmp_path):
 
 
 def fill(disk, leaving):
-    """A file that leaves about so many bytes."""
-    (disk / 'filler').write_bytes(bytes(shutil.disk_usage(disk).free - leaving))
+    """A file that leaves about so many bytes, while others write."""
+    with (disk / 'filler').open('wb', buffering=0) as file, suppress(OSError):
+        while (free := shutil.disk_usage(disk).free) > leaving:
+            file.write(bytes(min(free - leaving, 4096)))
 
 
 @pytest.fixture
@@ -47,18 +51,25 @@ def untouched(monkeypatch):
     monkeypatch.setattr(loop, '_first_state', lambda *_: pytest.fail('it went on to the state'))
 
 
-def test_row_16_a_full_disk_is_told_at_the_same_save(disk, tmp_path, monkeypatch):
+def fill_at_step_3(monkeypatch, disk, leaving, saved):
+    """Once the checkpoint of step `saved` is there."""
     update = Progress.update
 
     def filling(self, step, metrics=None):
         update(self, step, metrics)
         if step == 3 and metrics is None:
-            fill(disk, leaving=300_000)
-            monkeypatch.setattr(Progress, 'update', update)
+            while saved and not (disk / 'run' / 'checkpoints' / saved).is_dir():
+                time.sleep(0.01)
+            fill(disk, leaving)
 
     monkeypatch.setattr(Progress, 'update', filling)
-    with pytest.raises(EnvironmentProblem, match=r'step 4 could not be saved.*No space left') as e:
-        train(CONFIG, disk / 'run')
+
+
+def test_row_16_a_full_disk_is_told_at_the_same_save(disk, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_at_step_3(patch, disk, leaving=300_000, saved='2')
+        with pytest.raises(EnvironmentProblem, match=r'step 4 could .*No space left') as e:
+            train(CONFIG, disk / 'run')
     assert e.value.exit_code == 78
     assert 'the last checkpoint is of step 2' in str(e.value)
     assert [path.name for path in (disk / 'run' / 'checkpoints').iterdir()] == ['2']
@@ -72,17 +83,10 @@ def test_row_16_a_full_disk_is_told_at_the_same_save(disk, tmp_path, monkeypatch
 
 
 def test_row_16_metrics_on_a_full_disk(disk, monkeypatch):
-    update = Progress.update
-
-    def filling(self, step, metrics=None):
-        update(self, step, metrics)
-        if step == 3 and metrics is None:
-            fill(disk, leaving=0)
-
-    monkeypatch.setattr(Progress, 'update', filling)
-    with pytest.raises(EnvironmentProblem, match='No space left'):
-        train(CONFIG, disk / 'run')
-    assert good(disk / 'run', CONFIG) == 2
+    fill_at_step_3(monkeypatch, disk, leaving=0, saved=None)
+    values = {'train.steps': 99, 'checkpoint.every': 0, 'eval.every': 0}
+    with pytest.raises(EnvironmentProblem, match=r'metrics.jsonl: No space left'):
+        train(tiny_config(**values), disk / 'run')
 
 
 def test_row_17_a_folder_that_is_read_only_is_told_before_compiling(disk, untouched, capsys):
