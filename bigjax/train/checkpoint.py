@@ -119,7 +119,7 @@ def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> Environmen
             shutil.rmtree(left, ignore_errors=True)
     there = steps(checkpoints)
     return EnvironmentProblem(
-        f'step {step} could not be saved in {checkpoints.directory}: {one_line(error)[:300]}; '
+        f'step {step} could not be saved in {checkpoints.directory}: {one_line(error)[:400]}; '
         + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved before')
     )
 
