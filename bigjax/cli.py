@@ -313,7 +313,7 @@ def _start_jax() -> None:
     """Quiet logs, and compiled programs kept on disk from run to run."""
     import jax
 
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax logs what it raises, too
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))

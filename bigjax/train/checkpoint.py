@@ -1,87 +1,238 @@
-"""Checkpoints: the whole state with Orbax, asynchronous, sharded, readable on any mesh."""
+"""Checkpoints: the whole state with Orbax, asynchronous, sharded, readable on any mesh.
 
-from collections.abc import Mapping
+`checkpoints/<step>` appears in one piece: Orbax writes `<step>.partial`, all processes together,
+then process 0 adds the manifest and gives it its name. What has a number for a name was therefore
+whole once; it is good as long as its files are those of its manifest.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from bigjax import trees
 from bigjax.config import CheckpointConfig, InitFrom
-from bigjax.errors import CheckpointError
+from bigjax.errors import CheckpointError, EnvironmentProblem, one_line
+from bigjax.sharding import hosts
+from bigjax.train import manifest
 from bigjax.train.selection import sign
 from bigjax.train.state import TrainState
 
 FOLDER = 'checkpoints'
+PARTIAL = '.partial'
 
-Checkpoints: TypeAlias = ocp.training.Checkpointer
+VERIFY_SECONDS = 3600
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of a run, and the one that is on its way to disk; a context manager.
+
+    rejected: steps whose checkpoint was found to be bad; they count as none.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        self.directory, self.config = directory, config
+        self.rejected: set[int] = set()
+        self.pool = ThreadPoolExecutor(1)
+        self.saving: Future[None] | None = None
+
+    def wait(self) -> None:
+        """Until the last save is on disk. Raises: EnvironmentProblem if it failed."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving.result()
+
+    def check(self) -> None:
+        """Raises: EnvironmentProblem if the last save has failed already."""
+        if self.saving is not None and self.saving.done():
+            self.wait()
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        self.wait()
 
 
 def open_checkpoints(workdir: Path, config: CheckpointConfig) -> Checkpoints:
     """The checkpoints of a run: the latest `keep` stay, and the best where a metric is named."""
-    policies = ocp.training.preservation_policies
-    kept: list[Any] = [policies.LatestN(config.keep)]
-    if config.best is not None:
-        metric, direction = config.best, sign(config.best)
-        kept.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: direction * metrics[metric],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return Checkpoints(
-        (workdir / FOLDER).absolute(),
-        # The loop decides when to save; Orbax only whether it can.
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=True,
-    )
+    return Checkpoints((workdir / FOLDER).absolute(), config)
 
 
 def save(
     checkpoints: Checkpoints, step: int, state: TrainState, metrics: Mapping[str, float]
 ) -> None:
-    """Starts saving `state`; returns when its values are copied, before they are on disk."""
-    checkpoints.save_async(step, vars(state), force=True, metrics=dict(metrics) or None)
+    """Starts saving `state`; returns when its values are copied, before they are on disk.
+
+    Raises: EnvironmentProblem if this save fails at once, or the last one has failed.
+    """
+    _save(checkpoints, step, vars(state), metrics)
 
 
 def save_params(checkpoints: Checkpoints, params: Any) -> None:
-    """Parameters alone, at step 0; returns when they are on disk."""
-    checkpoints.save_async(0, {'params': params}, force=True)
+    """Parameters alone, at step 0; returns when they are on disk. Raises: EnvironmentProblem."""
+    _save(checkpoints, 0, {'params': params}, {})
     checkpoints.wait()
 
 
+def _save(checkpoints: Checkpoints, step: int, tree: Any, metrics: Mapping[str, float]) -> None:
+    checkpoints.wait()
+    try:
+        writing = ocp.save_async(checkpoints.directory / f'{step}{PARTIAL}', tree)
+    except Exception as error:  # of the file system, by the hand of several libraries
+        raise _failed(checkpoints, step, error) from error
+    checkpoints.saving = checkpoints.pool.submit(_commit, checkpoints, step, writing, metrics)
+
+
+def _commit(
+    checkpoints: Checkpoints, step: int, writing: Any, metrics: Mapping[str, float]
+) -> None:
+    """Waits for all processes' files; process 0 vouches for them and deletes what is too old."""
+    try:
+        writing.result()
+        if hosts.leads():
+            unnamed = checkpoints.directory / f'{step}{PARTIAL}'
+            manifest.patiently(partial(manifest.write, unnamed, step, metrics))
+            named = checkpoints.directory / str(step)
+            if step in checkpoints.rejected:
+                shutil.rmtree(named)
+                checkpoints.rejected.discard(step)
+            manifest.patiently(partial(unnamed.rename, named))
+            _retire(checkpoints, step)
+    except Exception as error:
+        raise _failed(checkpoints, step, error) from error
+
+
+def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> EnvironmentProblem:
+    if hosts.leads():
+        for left in checkpoints.directory.glob(f'{step}{PARTIAL}*'):
+            shutil.rmtree(left, ignore_errors=True)
+    there = steps(checkpoints)
+    return EnvironmentProblem(
+        f'step {step} could not be saved in {checkpoints.directory}: {one_line(error)[:400]}; '
+        + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved before')
+    )
+
+
+def _retire(checkpoints: Checkpoints, newest: int) -> None:
+    """Deletes what is older than `newest`, but for those to keep. `newest` itself is good."""
+    there = [step for step in steps(checkpoints) if step <= newest]
+    kept = [step for step in there if step not in checkpoints.rejected][-checkpoints.config.keep :]
+    if checkpoints.config.best is not None:
+        kept += _by_score(checkpoints, checkpoints.config.best)[:1]
+    for step in set(there) - set(kept):
+        gone = checkpoints.directory / f'{step}{PARTIAL}'  # never half a checkpoint with a number
+        (checkpoints.directory / str(step)).rename(gone)
+        shutil.rmtree(gone)
+
+
+def sweep(checkpoints: Checkpoints) -> None:
+    """Deletes what killed saves left, and warns of what else is there; for who holds the lock."""
+    if not checkpoints.directory.is_dir():
+        return
+    good = set(map(str, steps(checkpoints)))
+    for path in checkpoints.directory.iterdir():
+        if PARTIAL in path.name:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in good:
+            log.warning('%s is no checkpoint, and ignored', path)
+
+
 def steps(checkpoints: Checkpoints) -> list[int]:
-    """The steps at which a whole checkpoint exists, oldest first."""
-    return [checkpoint.step for checkpoint in checkpoints.checkpoints]
+    """The steps of which there is a checkpoint, good or bad, oldest first."""
+    if not checkpoints.directory.is_dir():
+        return []
+    marks = (manifest.NAME, '_CHECKPOINT_METADATA', 'orbax.checkpoint')
+    return sorted(
+        int(path.name)
+        for path in manifest.patiently(lambda: list(checkpoints.directory.iterdir()))
+        if path.name.isdecimal() and any((path / mark).is_file() for mark in marks)
+    )
+
+
+def latest_good(checkpoints: Checkpoints) -> int | None:
+    """The newest step whose checkpoint is as it was written; None if there are no checkpoints.
+
+    Those that are not are logged. Every process must come here.
+    Raises: CheckpointError if there are checkpoints but no good one, or one of a later format.
+    """
+
+    def find() -> int | None:
+        there = steps(checkpoints)
+        return _first_good(checkpoints, reversed(there)) if there else None
+
+    return hosts.first('latest', find, VERIFY_SECONDS)
+
+
+def _first_good(checkpoints: Checkpoints, candidates: Iterable[int]) -> int:
+    faults = []
+    for step in candidates:
+        fault = manifest.fault(checkpoints.directory / str(step))
+        if fault is None:
+            return step
+        log.warning('checkpoint %d is not used: %s', step, fault)
+        checkpoints.rejected.add(step)
+        faults.append(fault)
+    raise CheckpointError(
+        f'no good checkpoint in {checkpoints.directory}: {"; ".join(faults[:3])}; bring one back '
+        'from a copy, or start anew in another --workdir'
+    )
+
+
+def _by_score(checkpoints: Checkpoints, best: str) -> list[int]:
+    """The steps that have the metric `best`, from the best on; of equals the oldest first."""
+    scores = {}
+    for step in steps(checkpoints):
+        if step not in checkpoints.rejected:
+            try:
+                metrics = manifest.read(checkpoints.directory / str(step))['metrics']
+            except (OSError, ValueError) as error:
+                log.warning('checkpoint %d is not used: %s', step, error)
+                continue
+            if best in metrics and not math.isnan(metrics[best]):
+                scores[step] = sign(best) * metrics[best]
+    return sorted(scores, key=lambda step: -scores[step])
 
 
 def pick(checkpoints: Checkpoints, which: str, best: str | None) -> int:
     """The step of the checkpoint `which`: 'latest', 'best' (by the metric `best`) or a number.
 
-    Raises: CheckpointError saying what there is.
+    It is good; of 'latest' and 'best', the next one where there is a fault. Every process must come
+    here. Raises: CheckpointError saying what there is.
     """
+    return hosts.first('pick', partial(_pick, checkpoints, which, best), VERIFY_SECONDS)
+
+
+def _pick(checkpoints: Checkpoints, which: str, best: str | None) -> int:
     there = steps(checkpoints)
     if not there:
         raise CheckpointError(f'no checkpoint in {checkpoints.directory}; train first')
     if which == 'latest':
-        return there[-1]
+        return _first_good(checkpoints, reversed(there))
     if which == 'best':
-        scored = [point for point in checkpoints.checkpoints if point.metrics and best]
-        if not scored or best is None:
+        scored = _by_score(checkpoints, best) if best else []
+        if not scored:
             raise CheckpointError(
                 f'no best checkpoint in {checkpoints.directory}: the run did not set '
                 'config.checkpoint.best'
             )
-        return max(scored, key=lambda point: sign(best) * point.metrics[best]).step
+        return _first_good(checkpoints, scored)
     if not which.isdigit() or int(which) not in there:
         raise CheckpointError(
             f'no checkpoint {which!r} in {checkpoints.directory}; expected latest, best or one of '
             + ', '.join(map(str, there))
         )
-    return int(which)
+    return _first_good(checkpoints, [int(which)])
 
 
 def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
@@ -91,7 +242,7 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
     """
     expected = vars(abstract)
     _require_same(checkpoints, step, saved_shapes(checkpoints, step), _shapes(expected))
-    return TrainState(**checkpoints.load(step, expected))
+    return TrainState(**ocp.load(checkpoints.directory / str(step), expected))
 
 
 def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
@@ -162,16 +313,17 @@ def _load_leaves(
     checkpoints: Checkpoints, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
     """Some leaves of the state by their paths; Orbax wants placeholders for all that are saved."""
-    saved = checkpoints.metadata(step).metadata
+    path = checkpoints.directory / str(step)
+    saved = ocp.metadata(path).metadata
     targets = trees.map_with_name(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), saved)
-    loaded = jax.tree.leaves_with_path(checkpoints.load(step, targets))
+    loaded = jax.tree.leaves_with_path(ocp.load(path, targets))
     found = {trees.path_name(path): leaf for path, leaf in loaded}
     return {name: found[name] for name in wanted}
 
 
 def saved_shapes(checkpoints: Checkpoints, step: int) -> dict[str, tuple[int, ...]]:
     """Of every leaf but keys, by its path."""
-    return _shapes(checkpoints.metadata(step).metadata)
+    return _shapes(ocp.metadata(checkpoints.directory / str(step)).metadata)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

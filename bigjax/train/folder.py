@@ -3,11 +3,13 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -64,16 +66,33 @@ def _appears(path: Path, seconds: float = 30) -> bool:
 
 def _claim(workdir: Path, plain: dict[str, Any]) -> None:
     path = workdir / CONFIG
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             _refuse_another(workdir, json.loads(path.read_text()), plain)
         replace_file(path, json.dumps(plain, indent=2).encode())
         replace_file(workdir / ENVIRONMENT, json.dumps(environment(), indent=2).encode())
+
+
+@contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+    """Raises: EnvironmentProblem where the body cannot write files in `workdir`."""
+    try:
+        yield
     except OSError as error:
         raise EnvironmentProblem(
             f'cannot write run folder {workdir}: {error.strerror}; choose another --workdir'
         ) from error
+
+
+def require_space(workdir: Path, needed: int) -> None:
+    """Raises: EnvironmentProblem if the disk of `workdir` has no room for `needed` bytes more."""
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f'{workdir} has {free / 1e6:,.0f} MB of disk left; expected {needed / 1e6:,.0f} MB for '
+            'a checkpoint beside those there; delete something, or choose another --workdir'
+        )
 
 
 def claim_tokenizer(workdir: Path, tokenizer: Tokenizer | None) -> None:

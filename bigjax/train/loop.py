@@ -24,8 +24,17 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding import hosts
-from bigjax.sharding.mesh import process_rows
-from bigjax.train import checkpoint, evaluate, folder, loss_scale, outcome, profiling, selection
+from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.train import (
+    checkpoint,
+    evaluate,
+    folder,
+    lock,
+    loss_scale,
+    outcome,
+    profiling,
+    selection,
+)
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.clock import Clock, Work
@@ -33,7 +42,7 @@ from bigjax.train.model_flops import model_flops
 from bigjax.train.preemption import stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
-from bigjax.train.state import TrainState
+from bigjax.train.state import TrainState, nonfinite
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
@@ -45,7 +54,7 @@ def train(
     console: Console | None = None,
     profiled: range = profiling.NOTHING,
 ) -> dict[str, float]:
-    """Trains to the end of the config, from the latest checkpoint in `workdir` if there is one.
+    """Trains to the end of the config, from the latest good checkpoint in `workdir` if it has any.
 
     profiled: steps whose trace goes into `workdir/profile`, counted by those that are done before.
     Returns the final metrics, keys as in metrics.jsonl. Raises: BigjaxError, each with its exit
@@ -55,13 +64,17 @@ def train(
     config = with_pretrained_shape(config)
     leads = hosts.leads()
     console = console if console is not None and leads else Console(quiet=True)
-    folder.claim(workdir, config)
-    with logging_to(workdir if leads else None, console):
+    with lock.held(workdir) as taken_over, logging_to(workdir if leads else None, console):
+        if taken_over:
+            log.warning(taken_over)
+        folder.claim(workdir, config)
         run = build(config)
         _check_metric_names(run)
         folder.claim_tokenizer(workdir, run.splits.tokenizer)
         for note in run.notes:
             log.info(note)
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract))
+        hosts.first('space', partial(folder.require_space, workdir, needed), 60)
         with (
             jax.set_mesh(run.mesh),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
@@ -112,6 +125,7 @@ class Session:
         self.show = show
         self.history = hosts.first('history', partial(_history, workdir), 60)
         self.evaluate = outcome.evaluator(run)
+        self.nonfinite = jax.jit(nonfinite, out_shardings=replicated(run.mesh))
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.clock, self.tracer = clock, tracer
         self.last_values: dict[str, float] = {}
@@ -128,6 +142,7 @@ class Session:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
+                self.checkpoints.check()
                 if step > start:
                     improved = eval_due(step) and self._evaluate(step, state)
                     request = asked_to_stop()
@@ -195,12 +210,11 @@ class Session:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log()
-        if step in checkpoint.steps(self.checkpoints):
-            return
         with self.clock.paused():
             latest = {name: value for name, value in self.latest.items() if name != 'metrics'}
             self._require_finite(step, jax.device_get(latest))
             started = time.perf_counter()
+            self._require_finite_state(step, state)
             scored = {
                 name: points[-1][1]
                 for name, points in self.history.items()
@@ -230,12 +244,22 @@ class Session:
         loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
         may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
         if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
+            self.checkpoints.wait()
             there = checkpoint.steps(self.checkpoints)
             self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
             raise Diverged(
                 f'step {step}: train/loss is {loss}, gradient norm {grad_norm}; lower '
                 'optimizer.learning_rate or set optimizer.clip; '
                 + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
+            )
+
+    def _require_finite_state(self, step: int, state: TrainState) -> None:
+        bad = [name for name, found in jax.device_get(self.nonfinite(state)).items() if found]
+        if bad:
+            self.writer.event('diverged', step, leaves=bad)
+            raise Diverged(
+                f'step {step} is not saved: {bad[0]} is not finite, nor are {len(bad) - 1} more; '
+                'lower optimizer.learning_rate or set optimizer.clip'
             )
 
 
@@ -250,10 +274,13 @@ def _work(run: Run) -> tuple[Work, str]:
 
 def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
     """The latest checkpoint and its step, or a fresh state (perhaps with another run's weights)."""
-    if there := checkpoint.steps(checkpoints):
-        state = checkpoint.restore(checkpoints, there[-1], run.abstract)
-        log.info('resuming from step %d of %d', there[-1], run.total_steps)
-        return state, there[-1]
+    if hosts.leads():
+        checkpoint.sweep(checkpoints)
+    step = checkpoint.latest_good(checkpoints)
+    if step is not None:
+        state = checkpoint.restore(checkpoints, step, run.abstract)
+        log.info('resuming from step %d of %d', step, run.total_steps)
+        return state, step
     state = run.init()
     if run.config.init_from is not None:
         state = run.restart(state, _initial_params(run, run.config.init_from, state.params))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from bigjax import trees
 from bigjax.models.core import Model
 from bigjax.optim.shardings import state_shardings
 from bigjax.sharding.mesh import replicated
@@ -62,6 +63,16 @@ def init(
         rng=run_rng,
         loss_scale=loss_scale.first() if with_loss_scale else None,
     )
+
+
+def nonfinite(state: TrainState) -> dict[str, jax.Array]:
+    """Of each leaf of floats, by its path: bool [], whether it holds a NaN or an infinity."""
+    named = [(trees.path_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(vars(state))]
+    return {
+        name: ~jnp.isfinite(leaf).all()
+        for name, leaf in named
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
 
 
 def shardings(

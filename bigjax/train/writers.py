@@ -16,13 +16,13 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from bigjax.errors import ConfigError, DataError
+from bigjax.errors import ConfigError, DataError, EnvironmentProblem
 
 Row = dict[str, Any]
 
@@ -47,7 +47,8 @@ class Writer(AbstractContextManager):
     `restored_step` (None: nothing was restored, all of them), which this attempt will write again.
     Only the first process writes: any other passes `workdir=None`.
 
-    A line reaches the operating system before `metrics` or `event` returns, so a kill loses none.
+    A line reaches the operating system before `metrics` or `event` returns, so a kill loses none;
+    EnvironmentProblem is raised where it cannot.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Writer(AbstractContextManager):
         nonfinite = {key: str(value) for key, value in values.items() if not math.isfinite(value)}
         if nonfinite:
             row |= dict.fromkeys(nonfinite) | {'nonfinite': nonfinite}
-        self._metrics.write(_dumps(row))
+        _append(self._metrics, row)
         self._each_sink(lambda sink: sink.write(step, values))
 
     def event(self, event: str, step: int | None = None, **details: Any) -> None:
@@ -87,12 +88,13 @@ class Writer(AbstractContextManager):
         row |= {} if step is None else {'step': int(step)}
         plain = json.dumps(details, default=_plain)
         row['details'] = json.loads(plain, parse_constant=lambda name: str(float(name)))
-        self._events.write(_dumps(row))
+        _append(self._events, row)
 
     def __exit__(self, *_: object) -> None:
         self._each_sink(lambda sink: sink.close())
-        self._metrics.close()
-        self._events.close()
+        for file in (self._metrics, self._events):
+            with suppress(OSError):  # what did not reach the disk was told at its line
+                file.close()
 
     def _each_sink(self, call: Callable[[Sink], None]) -> None:
         for name, sink in list(self._sinks.items()):
@@ -227,6 +229,13 @@ def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], int]:
     if content != path.read_bytes():
         replace_file(path, content)
     return kept, len(rows) - len(kept)
+
+
+def _append(file: TextIO, row: Row) -> None:
+    try:
+        file.write(_dumps(row))
+    except OSError as error:
+        raise EnvironmentProblem(f'cannot write {file.name}: {error.strerror}') from error
 
 
 def _dumps(row: Row) -> str:

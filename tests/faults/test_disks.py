@@ -1,0 +1,115 @@
+"""Disks that are full, not to be written, or out of order for a moment."""
+
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+
+from bigjax import cli
+from bigjax.errors import EnvironmentProblem
+from bigjax.train import loop
+from bigjax.train.loop import train
+from bigjax.train.progress import Progress
+from bigjax.train.writers import read_events
+from tests.faults.runs import command, good, numbers
+from tests.train.tiny import tiny_config
+
+CONFIG = tiny_config(**{'model.widths': (256, 256), 'checkpoint': {'every': 2, 'keep': 3}})
+"""Three quarters of a megabyte a checkpoint."""
+
+
+def mount(folder, *options):
+    command = ['mount', '-t', 'tmpfs', *options, 'tmpfs', str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f'no tmpfs can be mounted here: {error}')
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount(folder, '-o', 'size=8m')
+    yield folder
+    subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+def fill(disk, leaving):
+    """A file that leaves about so many bytes, while others write."""
+    with (disk / 'filler').open('wb', buffering=0) as file, suppress(OSError):
+        while (free := shutil.disk_usage(disk).free) > leaving:
+            file.write(bytes(min(free - leaving, 4096)))
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Nothing may be compiled."""
+    monkeypatch.setattr(loop, '_first_state', lambda *_: pytest.fail('it went on to the state'))
+
+
+def fill_at_step_3(monkeypatch, disk, leaving, saved):
+    """Once the checkpoint of step `saved` is there."""
+    update = Progress.update
+
+    def filling(self, step, metrics=None):
+        update(self, step, metrics)
+        if step == 3 and metrics is None:
+            while saved and not (disk / 'run' / 'checkpoints' / saved).is_dir():
+                time.sleep(0.01)
+            fill(disk, leaving)
+
+    monkeypatch.setattr(Progress, 'update', filling)
+
+
+def test_row_16_a_full_disk_is_told_at_the_same_save(disk, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fill_at_step_3(patch, disk, leaving=300_000, saved='2')
+        with pytest.raises(EnvironmentProblem, match=r'step 4 could .*No space left') as e:
+            train(CONFIG, disk / 'run')
+    assert e.value.exit_code == 78
+    assert 'the last checkpoint is of step 2' in str(e.value)
+    assert [path.name for path in (disk / 'run' / 'checkpoints').iterdir()] == ['2']
+    assert good(disk / 'run', CONFIG) == 2
+    saves = [row['step'] for row in read_events(disk / 'run') if row['event'] == 'save']
+    assert saves == [2, 4]  # the one of step 6 was never begun
+    (disk / 'filler').unlink()
+    train(CONFIG, disk / 'run')
+    train(CONFIG, tmp_path / 'whole')
+    assert numbers(disk / 'run') == numbers(tmp_path / 'whole')
+
+
+def test_row_16_metrics_on_a_full_disk(disk, monkeypatch):
+    fill_at_step_3(monkeypatch, disk, leaving=0, saved=None)
+    values = {'train.steps': 99, 'checkpoint.every': 0, 'eval.every': 0}
+    with pytest.raises(EnvironmentProblem, match=r'metrics.jsonl: No space left'):
+        train(tiny_config(**values), disk / 'run')
+
+
+def test_row_17_a_folder_that_is_read_only_is_told_before_compiling(disk, untouched, capsys):
+    arguments = command(disk / 'run')
+    subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
+    assert cli.main(arguments) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'cannot write run folder {disk / "run"}: Read-only file system' in line
+
+
+def test_row_17_a_run_on_a_disk_gone_read_only(disk, whole, untouched, config):
+    shutil.copytree(whole, disk / 'run')
+    subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
+    with pytest.raises(EnvironmentProblem, match=r'cannot write run folder.*Read-only'):
+        train(config, disk / 'run')
+    assert good(disk / 'run', config) == 6  # reading it goes on
+
+
+def test_row_17_a_disk_without_room_is_told_before_compiling(disk, untouched):
+    fill(disk, leaving=500_000)
+    with pytest.raises(EnvironmentProblem, match=r'MB of disk left; expected \d MB for a checkpo'):
+        train(CONFIG, disk / 'run')
+    (disk / 'filler').unlink()
+    fill(disk, leaving=0)
+    with pytest.raises(EnvironmentProblem, match='No space left'):
+        train(CONFIG, disk / 'other')
