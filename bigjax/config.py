@@ -205,6 +205,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What is done about a step that goes wrong.
+
+    budget: updates refused in a row (loss or gradient not finite, or a spike) that end the run.
+    spike: what a loss means that lies `deviations` above the mean of the last: 'log' it, 'skip' the
+        update, or 'roll_back' to the weights of the last checkpoint, going on with the next batch.
+    replicas: how often the copies of the parameters are compared bit for bit; 0: never.
+    seconds: without progress that end the run; compiling, evaluating and saving take what they do.
+    """
+
+    budget: PositiveInt = 3
+    spike: Literal['log', 'skip', 'roll_back'] = 'log'
+    deviations: Positive = 6.0
+    replicas: Duration = Duration(0)
+    seconds: Positive = 600.0
+
+
+@dataclass(frozen=True)
 class InitFrom:
     """Weights of another run, or of a hub folder or GGUF file (`bigjax.interop`).
 
@@ -249,6 +267,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     precision: PrecisionConfig = PrecisionConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     sinks: tuple[Literal['tensorboard', 'wandb'], ...] = ()
     init_from: InitFrom | None = None
     lora: LoraConfig | None = None

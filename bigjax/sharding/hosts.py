@@ -42,6 +42,7 @@ END_SECONDS = 600
 """How long the others wait at the end for process 0, which writes the report."""
 
 FAILURE = 'bigjax/failure'
+DATA = 'waiting for data'
 MPI = (('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('PMI_SIZE', 'PMI_RANK'))
 
 Named = tuple[str | None, int | None, int | None]
@@ -131,6 +132,45 @@ def barrier(name: str, seconds: float) -> None:
             f'barrier {name!r}: process {", ".join(missing[1].split())} of '
             f'{global_state.num_processes} did not come within {seconds:g} s'
         ) from None
+
+
+def told(name: str, value: float) -> dict[int, float]:
+    """What each process last told under that name, as far as it is known here. Does not wait."""
+    if global_state.client is None:
+        return {0: value}
+    key = f'bigjax/told/{name}/'
+    _service().key_value_set(f'{key}{global_state.process_id}', repr(value), allow_overwrite=True)
+    pairs = _service().key_value_dir_get(key) if leads() else []
+    return {int(place.rpartition('/')[2]): float(text) for place, text in pairs}
+
+
+def end_late(step: int, doing: str, seconds: float, hint: str) -> NoReturn:
+    """Ends all processes, for no progress in `seconds`; says which is the furthest behind.
+
+    Each of them comes here by itself: one that waits for another is late too, though further on.
+    """
+    late = {global_state.process_id: (step, doing, socket.gethostname())}
+    if global_state.client is not None:
+        key = 'bigjax/late/'
+        _service().key_value_set(f'{key}{global_state.process_id}', json.dumps([step, doing]))
+        time.sleep(3.0)
+        for place, text in _service().key_value_dir_get(key):
+            index = int(place.rpartition('/')[2])
+            late[index] = (*json.loads(text), _get(f'bigjax/host/{index}', 10))
+    # one that did not come before the data of a step is behind one that waits for its result
+    behind = min((step, doing != DATA) for step, doing, _ in late.values())
+    names = [
+        f'process {index} ({host}) was {doing} of step {step}'
+        for index, (step, doing, host) in sorted(late.items())
+        if (step, doing != DATA) == behind
+    ]
+    line = f'no progress for {seconds:g} s: {"; ".join(names)}; {hint}'
+    with _ending:
+        if global_state.client is None:
+            _exit(EXIT_FAILED, line)
+        with suppress(JaxRuntimeError):
+            _service().key_value_set(FAILURE, json.dumps({'code': EXIT_FAILED, 'line': line}))
+        _leave(EXIT_FAILED, line if leads() else None)
 
 
 def _service() -> Any:

@@ -255,6 +255,7 @@ def _recipe(
         l2=config.task.l2,
         ema=config.optimizer.ema,
         growth_steps=config.precision.growth_steps,
+        guard=config.guard,
     )
 
 

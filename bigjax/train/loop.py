@@ -4,12 +4,12 @@ Device values are read one step after they were dispatched, so the host never ho
 only evaluation and saving wait for them.
 """
 
+import dataclasses
 import logging
-import math
+import statistics
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from bigjax.train import (
     checkpoint,
     evaluate,
     folder,
+    guard,
     lock,
-    loss_scale,
     outcome,
     profiling,
+    replicas,
     selection,
 )
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
@@ -43,9 +44,15 @@ from bigjax.train.preemption import stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState, nonfinite
+from bigjax.train.watchdog import Beat, watchdog
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
+
+WATCHED = ('loss', 'grad_norm', 'verdict', 'in_row')
+WAITING = 'waiting for the devices'
+JUDGE_EVERY = 10
+"""Steps between two looks at what was refused; the step itself refuses without being looked at."""
 
 
 def train(
@@ -94,13 +101,15 @@ def train(
                     seconds=seconds,
                     processes=jax.process_count(),
                     formula=formula,
-                    **asdict(work),
+                    **dataclasses.asdict(work),
                 )
                 clock = Clock(work, started)
-                with progress(run.total_steps, restored or 0, console) as show:
-                    state = Session(run, workdir, checkpoints, writer, show, clock, tracer).run(
-                        state, restored or 0
-                    )
+                with (
+                    progress(run.total_steps, restored or 0, console) as show,
+                    watchdog(config.guard.seconds, workdir) as beat,
+                ):
+                    session = Session(run, workdir, checkpoints, writer, show, clock, tracer, beat)
+                    state = session.run(state, restored or 0)
                 results = _conclude(run, workdir, checkpoints, state, writer)
         final_table(results, console)
     return results
@@ -118,6 +127,7 @@ class Session:
         show: Progress,
         clock: Clock,
         tracer: Tracer,
+        beat: Beat,
     ):
         self.ran = run
         self.checkpoints = checkpoints
@@ -127,7 +137,10 @@ class Session:
         self.evaluate = outcome.evaluator(run)
         self.nonfinite = jax.jit(nonfinite, out_shardings=replicated(run.mesh))
         self.pending: tuple[int, dict[str, Any]] | None = None
-        self.clock, self.tracer = clock, tracer
+        self.clock, self.tracer, self.beat = clock, tracer, beat
+        self.in_row = 0
+        self.watched: list[tuple[int, dict[str, Any]]] = []
+        self.compare = replicas.comparer(run.mesh, run.abstract.params)
         self.last_values: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
@@ -138,6 +151,7 @@ class Session:
         eval_due, save_due, log_due = (
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
         )
+        compare_every = run.horizon.steps(run.config.guard.replicas)
         with closing(_stream(run, start)) as stream, stop_requests() as asked_to_stop:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
@@ -147,7 +161,11 @@ class Session:
                     improved = eval_due(step) and self._evaluate(step, state)
                     request = asked_to_stop()
                     stopping = bool(request) or self._waited_enough(eval_due(step))
-                    if improved or save_due(step) or stopping:
+                    if compare_every and step % compare_every == 0:
+                        self._compare(step, state)
+                    # weights that may be ruined push no good ones out
+                    due = improved or (save_due(step) and (finished or not self._judge()))
+                    if due or stopping:
                         self._save(step, state)
                     if request and not finished:
                         raise Preempted(f'stopped by {request} and saved at step {step}')
@@ -156,8 +174,10 @@ class Session:
                 if finished:
                     break
                 self.tracer.begin(step, state)
+                self.beat(step + 1, hosts.DATA)
                 with self.clock.waiting():
                     batch = next(stream)
+                self.beat(step + 1, '' if step == start else WAITING)
                 started = time.perf_counter()
                 with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
                     state, logged = step_function(state, batch)
@@ -167,9 +187,13 @@ class Session:
                     self.clock.restart(step + 1)
                 self._log()
                 self.show.update(step)
+                self.watched.append((step + 1, {name: logged[name] for name in WATCHED}))
+                if run.config.guard.spike == 'roll_back':
+                    state = self._rolled_back(step + 1, state)
+                elif (step + 1) % JUDGE_EVERY == 0:
+                    self._judge(but=1)
                 if log_due(step + 1) or step == start:
                     self.pending = step + 1, logged
-                self.latest = logged
                 if self.tracer.ends(step + 1, state):
                     with self.clock.paused():
                         started = time.perf_counter()
@@ -178,6 +202,7 @@ class Session:
                         seconds = time.perf_counter() - started
                         self.writer.event('profile', step + 1, seconds=seconds)
         self._log()
+        self.beat(stop, '')
         return state
 
     def _cadences(self) -> tuple[Duration, Duration, Duration]:
@@ -190,6 +215,8 @@ class Session:
         if source is None:
             return False
         self._log()
+        self._judge()
+        self.beat(step, '')
         with self.clock.paused():
             started = time.perf_counter()
             values = evaluate.scalars(self.evaluate(state.eval_variables, source), 'val')
@@ -210,9 +237,9 @@ class Session:
 
     def _save(self, step: int, state: TrainState) -> None:
         self._log()
+        self._judge()
+        self.beat(step, '')
         with self.clock.paused():
-            latest = {name: value for name, value in self.latest.items() if name != 'metrics'}
-            self._require_finite(step, jax.device_get(latest))
             started = time.perf_counter()
             self._require_finite_state(step, state)
             scored = {
@@ -231,27 +258,85 @@ class Session:
         self.pending = None
         run = self.ran
         host = jax.device_get(values)
+        host = {name: value for name, value in host.items() if name not in ('verdict', 'in_row')}
         groups = run.recipe.train_groups
         measured = metrics.compute(groups, metrics.accumulate(groups, None, host.pop('metrics')))
         numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
-        numbers |= {f'perf/{name}': value for name, value in self.clock.lap(step).items()}
+        timing = self.clock.lap(step)
+        if timing:
+            self._find_stragglers(step, timing['data_wait_seconds'], timing['step_seconds'])
+        numbers |= {f'perf/{name}': value for name, value in timing.items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
-        self._require_finite(step, host)
 
-    def _require_finite(self, step: int, logged: dict[str, Any]) -> None:
-        """Under a loss scale such a step is skipped, so it may pass while the scale can fall."""
-        loss, grad_norm = float(logged['loss']), float(logged['grad_norm'])
-        may_pass = logged.get('loss_scale', 0) >= loss_scale.LOWEST
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)) and not may_pass:
-            self.checkpoints.wait()
-            there = checkpoint.steps(self.checkpoints)
-            self.writer.event('diverged', step, loss=loss, grad_norm=grad_norm)
-            raise Diverged(
-                f'step {step}: train/loss is {loss}, gradient norm {grad_norm}; lower '
-                'optimizer.learning_rate or set optimizer.clip; '
-                + (f'the last checkpoint is of step {there[-1]}' if there else 'nothing was saved')
+    def _judge(self, but: int = 0) -> bool:
+        """Tells of the updates since the last time that were no good, `but` for the latest ones.
+
+        Whether one was refused and none taken since. Raises: Diverged where the budget is spent.
+        """
+        count = len(self.watched) - but
+        read, self.watched = jax.device_get(self.watched[:count]), self.watched[count:]
+        for step, told in read:
+            verdict = guard.VERDICTS[told['verdict']]
+            self.in_row = int(told['in_row'])
+            if verdict is None:
+                continue
+            found = {name: float(told[name]) for name in ('loss', 'grad_norm')}
+            self.writer.event(
+                'bad_step', step, why=verdict, in_row=self.in_row, rows=self._rows(step), **found
             )
+            if self.in_row >= self.ran.config.guard.budget:
+                self.checkpoints.wait()
+                there = checkpoint.steps(self.checkpoints)
+                self.writer.event('diverged', step, **found)
+                raise Diverged(
+                    f'step {step}: train/loss is {found["loss"]}, gradient norm '
+                    f'{found["grad_norm"]}, the {self.in_row}. update in a row to be refused; '
+                    'lower optimizer.learning_rate or set optimizer.clip; '
+                    + (f'the last checkpoint is of {there[-1]}' if there else 'nothing was saved')
+                )
+        return self.in_row > 0
+
+    def _rows(self, step: int) -> list[int]:
+        """Numbers of the rows of the train split that step `step` read."""
+        config, source = self.ran.config, self.ran.splits.sources['train']
+        size = config.train.batch_size
+        return batches.train_indices(len(source), config.seed, (step - 1) * size, size).tolist()
+
+    def _rolled_back(self, step: int, state: TrainState) -> TrainState:
+        """The last checkpoint's state, as that after `step`, if there was a spike. Waits."""
+        spiked = guard.VERDICTS[int(self.watched[-1][1]['verdict'])] == guard.SPIKE
+        self._judge()
+        if not spiked:
+            return state
+        self.beat(step, '')
+        self.checkpoints.wait()
+        last = checkpoint.latest_good(self.checkpoints)
+        if last is None:
+            raise Diverged(f'step {step}: train/loss spikes, and there is no checkpoint to go to')
+        back = checkpoint.restore(self.checkpoints, last, self.ran.abstract)
+        self.writer.event('roll_back', step, to=last)
+        log.warning('step %d: train/loss spikes; on with the weights of step %d', step, last)
+        return dataclasses.replace(back, step=state.step, guard=state.guard)
+
+    def _compare(self, step: int, state: TrainState) -> None:
+        """Raises: Diverged where a copy of the parameters is not what the others are."""
+        with self.clock.paused():
+            started = time.perf_counter()
+            different = self.compare(state.params)
+            seconds = time.perf_counter() - started
+            self.writer.event('compare', step, seconds=seconds, different=different)
+        if different:
+            raise Diverged(f'step {step}: silent data corruption: {different[0]}; replace it')
+
+    def _find_stragglers(self, step: int, waited: float, seconds: float) -> None:
+        """Tells of processes whose data takes twice the median, and a tenth of a step more."""
+        every = hosts.told('data_wait_seconds', waited)
+        usual = statistics.median_low(every.values()) if every else 0.0
+        limit = max(2 * usual, usual + seconds / 10)
+        slow = {process: own for process, own in every.items() if own > limit}
+        if slow:
+            self.writer.event('straggler', step, data_wait_seconds=slow, median=usual)
 
     def _require_finite_state(self, step: int, state: TrainState) -> None:
         bad = [name for name, found in jax.device_get(self.nonfinite(state)).items() if found]

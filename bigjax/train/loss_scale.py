@@ -18,17 +18,15 @@ LOWEST = 2.0**-14
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossScale:
-    """scale: float32 []; good: int32 [], steps since it changed; skipped: int32 [], steps lost."""
+    """scale: float32 []; good: int32 [], steps since it changed."""
 
     scale: Any
     good: Any
-    skipped: Any
 
 
 def first() -> LossScale:
     """At the start of a run."""
-    zero = jnp.zeros((), jnp.int32)
-    return LossScale(jnp.asarray(FIRST, jnp.float32), zero, zero)
+    return LossScale(jnp.asarray(FIRST, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def after_step(before: LossScale, finite: jax.Array, growth_steps: int) -> LossScale:
@@ -36,8 +34,4 @@ def after_step(before: LossScale, finite: jax.Array, growth_steps: int) -> LossS
     good = jnp.where(finite, before.good + 1, 0)
     grows = good == growth_steps
     factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
-    return LossScale(
-        before.scale * factor,
-        jnp.where(grows, 0, good),
-        before.skipped + jnp.where(finite, 0, 1),
-    )
+    return LossScale(before.scale * factor, jnp.where(grows, 0, good))

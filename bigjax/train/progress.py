@@ -22,7 +22,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 SPLITS = ('train', 'val', 'test')
-QUIET = ('train/learning_rate',)  # recorded, and plotted, but not worth a person's line
+# recorded, and plotted, but not worth a person's line
+QUIET = ('train/learning_rate', 'train/skipped_steps')
 
 _file_only = logging.getLogger('bigjax.log_file')  # what the console shows in a way of its own
 

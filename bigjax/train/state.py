@@ -13,7 +13,8 @@ from bigjax.models.core import Model
 from bigjax.optim.shardings import state_shardings
 from bigjax.sharding.mesh import replicated
 from bigjax.sharding.rules import parameter_shardings
-from bigjax.train import loss_scale
+from bigjax.train import guard, loss_scale
+from bigjax.train.guard import Guard
 from bigjax.train.loss_scale import LossScale
 
 
@@ -25,6 +26,7 @@ class TrainState:
     collections: the model's other variables, such as batch statistics.
     ema: the moving average of params, or None.
     rng: the key of the run; each step folds its number in, so it never changes.
+    guard: counts what was refused (`train.guard`).
     loss_scale: of float16 compute, or None.
     """
 
@@ -34,6 +36,7 @@ class TrainState:
     optimizer: Any
     ema: Any
     rng: Any
+    guard: Guard
     loss_scale: LossScale | None = None
 
     @property
@@ -61,6 +64,7 @@ def init(
         optimizer=optimizer.init(params),
         ema=ema,
         rng=run_rng,
+        guard=guard.first(),
         loss_scale=loss_scale.first() if with_loss_scale else None,
     )
 
@@ -89,6 +93,7 @@ def shardings(
         optimizer=state_shardings(optimizer, abstract.params, params),
         ema=None if abstract.ema is None else params,
         rng=replicated(mesh),
+        guard=jax.tree.map(lambda _: replicated(mesh), abstract.guard),
         loss_scale=jax.tree.map(lambda _: replicated(mesh), abstract.loss_scale),
     )
     return placed, notes

@@ -5,9 +5,8 @@ of devices or microbatches; penalties on weights are added once a step. Losses t
 has of a row (a router's, `nn.experts`) weigh as much as the row does.
 """
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,12 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from bigjax import losses, metrics
+from bigjax.config import GuardConfig
 from bigjax.data.core import Batch
 from bigjax.metrics import MetricGroup
 from bigjax.models.core import Model
 from bigjax.nn import experts
 from bigjax.tasks.core import Losses, Task
-from bigjax.train import loss_scale
+from bigjax.train import guard, loss_scale
 from bigjax.train.state import TrainState
 
 
@@ -47,6 +47,7 @@ class Recipe:
     l2: float = 0.0
     ema: float | None = None
     growth_steps: int = 2000
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 def train_step(
@@ -75,15 +76,20 @@ def train_step(
         'metrics': sums,
         **experts.metrics(diagnostics),
     }
-    after = TrainState(state.step + 1, params, collections, optimizer, ema, state.rng)
-    if state.loss_scale is None:
-        return after, logged
-    finite = jnp.isfinite(logged['grad_norm'])
-    scale = loss_scale.after_step(state.loss_scale, finite, recipe.growth_steps)
-    logged |= {'loss_scale': scale.scale, 'skipped_steps': scale.skipped}
-    skipped = dataclasses.replace(state, step=after.step, loss_scale=None)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, skipped)
-    return dataclasses.replace(after, loss_scale=scale), logged
+    finite, scale, excused = jnp.isfinite(logged['grad_norm']), state.loss_scale, jnp.bool(False)
+    if scale is not None:
+        excused = scale.scale >= loss_scale.LOWEST
+        scale = loss_scale.after_step(scale, finite, recipe.growth_steps)
+        logged['loss_scale'] = scale.scale
+    finite &= jnp.isfinite(logged['loss'])
+    taken, counts, verdict = guard.after_step(
+        recipe.guard, state.guard, logged['loss'], finite, excused
+    )
+    logged |= {'skipped_steps': counts.skipped, 'in_row': counts.in_row, 'verdict': verdict}
+    old = (state.params, state.collections, state.optimizer, state.ema)
+    new = (params, collections, optimizer, ema)
+    chosen = jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old)
+    return TrainState(state.step + 1, *chosen, state.rng, counts, scale), logged
 
 
 def eval_step(

@@ -53,7 +53,7 @@ def test_an_overflow_costs_its_step_and_half_the_scale():
     scales = [30, *np.log2([found['loss_scale'] for found in logged]).astype(int)]
     overflowed = [not np.isfinite(found['grad_norm']) for found in logged]
     assert overflowed[0]
-    assert states[5].loss_scale.skipped == sum(overflowed) == logged[-1]['skipped_steps']
+    assert states[5].guard.skipped == sum(overflowed) == logged[-1]['skipped_steps']
     for before, after, skipped in zip(states, states[1:], overflowed, strict=False):
         assert after.step == before.step + 1
         same = [

@@ -1,0 +1,65 @@
+"""Silent data corruption: whether all devices that should hold the same parameters do."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bigjax import trees
+from bigjax.sharding.mesh import replicated
+
+
+def comparer(mesh: Mesh, params: Any) -> Callable[[Any], list[str]]:
+    """A function of the parameters: a line for each set of copies that are not equal bit for bit.
+
+    params: abstract, with shardings. Each device hashes its own part of each leaf, where it lies;
+    what comes to the host is a word a device and leaf. Every process must call it.
+    """
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    everywhere = PartitionSpec(mesh.axis_names)
+
+    def hashes(params: Any) -> jax.Array:
+        return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(params)])[None]
+
+    own = jax.shard_map(hashes, mesh=mesh, in_specs=(specs,), out_specs=everywhere, check_vma=False)
+    function = jax.jit(own, out_shardings=replicated(mesh))
+    names, leaves = trees.names(params), jax.tree.leaves(params)
+
+    def compare(params: Any) -> list[str]:
+        found = np.asarray(function(params))
+        lines = [
+            _difference(mesh, leaf.sharding, leaf.shape, found[:, i])
+            for i, leaf in enumerate(leaves)
+        ]
+        return [f'{name}: {line}' for name, line in zip(names, lines, strict=True) if line]
+
+    return compare
+
+
+def _hash(leaf: jax.Array) -> jax.Array:
+    """uint32 []: bits times odd numbers that tell places apart, so one changed element shows."""
+    width = jnp.dtype(leaf.dtype).itemsize * 8
+    bits = lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{width}')).astype(jnp.uint32).ravel()
+    places = lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761) * jnp.uint32(2)
+    return jnp.sum(bits * (places + jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def _difference(
+    mesh: Mesh, sharding: NamedSharding, shape: tuple[int, ...], found: np.ndarray
+) -> str | None:
+    order = {device: i for i, device in enumerate(mesh.devices.flat)}
+    copies: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for device, index in sharding.devices_indices_map(shape).items():
+        where = f'{device.id} (process {device.process_index})'
+        copies[str(index)][int(found[order[device]])].append(where)
+    for groups in copies.values():
+        if len(groups) > 1:
+            *odd, most = sorted(groups.values(), key=len)
+            others = ', '.join(name for group in odd for name in group)
+            return f'device {others} differs from device {", ".join(most)}'
+    return None
