@@ -167,7 +167,7 @@ def end_late(step: int, doing: str, seconds: float, hint: str) -> NoReturn:
     line = f'no progress for {seconds:g} s: {"; ".join(names)}; {hint}'
     with _ending:
         if global_state.client is None:
-            _exit(EXIT_FAILED, line)
+            end_now(EXIT_FAILED, line)
         with suppress(JaxRuntimeError):
             _service().key_value_set(FAILURE, json.dumps({'code': EXIT_FAILED, 'line': line}))
         _leave(EXIT_FAILED, line if leads() else None)
@@ -296,7 +296,7 @@ def _limited(seconds: int, coordinator: str, count: int, index: int) -> Iterator
             what = f'not all of the {count} processes came to {coordinator}'
         except OSError as error:
             what = f'process {index}: no answer from the coordinator {coordinator} ({error})'
-        _exit(PeerLost.exit_code, f'{what} within {seconds} s; is each of them running?')
+        end_now(PeerLost.exit_code, f'{what} within {seconds} s; is each of them running?')
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -339,10 +339,11 @@ def _leave(code: int, line: str | None) -> NoReturn:
         _service().wait_at_barrier('bigjax/leave', 10_000)
     if leads():
         time.sleep(1.0)  # the service ends with this process, and whoever still listens crashes
-    _exit(code, line)
+    end_now(code, line)
 
 
-def _exit(code: int, line: str | None) -> NoReturn:
+def end_now(code: int, line: str | None) -> NoReturn:
+    """Leaves at once, whatever other threads are doing."""
     if line is not None:
         print(f'bigjax: {line}', file=sys.stderr)
     sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Evaluation that counts every example exactly once, and what the report shows of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import Any
 
@@ -23,11 +24,13 @@ def evaluate(
     source: Source,
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
-) -> dict[str, Any]:
+    stop: Callable[[], object] = lambda: None,
+) -> dict[str, Any] | None:
     """The loss and every metric over all rows of `source`, summed in float64 on the host.
 
     step: a jitted `eval_step` whose outputs are replicated. Each batch's sums are fetched after the
-    next batch is dispatched, so the devices never wait for the host.
+    next batch is dispatched, so the devices never wait for the host. None if `stop()`,
+    called once a batch, ever says so.
     """
     rows = process_rows(sharding, batch_size)
     count = batches.num_eval_batches(source, batch_size)
@@ -40,14 +43,17 @@ def evaluate(
     loss = weight = 0.0
     totals: dict[str, Any] | None = None
     waiting: dict[str, Any] | None = None
-    for batch in chain(batches.prefetched(make, 0, count, depth=2), [None]):
-        dispatched = None if batch is None else step(variables, batch)
-        if waiting is not None:
-            sums = jax.device_get(waiting)
-            loss += float(sums['loss'])
-            weight += float(sums['weight'])
-            totals = metrics.accumulate(groups, totals, sums['metrics'])
-        waiting = dispatched
+    with closing(batches.prefetched(make, 0, count, depth=2)) as stream:
+        for batch in chain(stream, [None]):
+            dispatched = None if batch is None else step(variables, batch)
+            if waiting is not None:
+                sums = jax.device_get(waiting)
+                loss += float(sums['loss'])
+                weight += float(sums['weight'])
+                totals = metrics.accumulate(groups, totals, sums['metrics'])
+            waiting = dispatched
+            if stop():
+                return None
     values = metrics.compute(groups, totals) if totals is not None else {}
     return {'loss': loss / weight if weight else float('nan'), **values}
 

@@ -40,7 +40,7 @@ from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.clock import Clock, Work
 from bigjax.train.model_flops import model_flops
-from bigjax.train.preemption import stop_requests
+from bigjax.train.preemption import Stop, stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState, nonfinite
@@ -71,7 +71,11 @@ def train(
     config = with_pretrained_shape(config)
     leads = hosts.leads()
     console = console if console is not None and leads else Console(quiet=True)
-    with lock.held(workdir) as taken_over, logging_to(workdir if leads else None, console):
+    with (
+        stop_requests() as stop,
+        lock.held(workdir) as taken_over,
+        logging_to(workdir if leads else None, console),
+    ):
         if taken_over:
             log.warning(taken_over)
         folder.claim(workdir, config)
@@ -108,8 +112,12 @@ def train(
                     progress(run.total_steps, restored or 0, console) as show,
                     watchdog(config.guard.seconds, workdir) as beat,
                 ):
-                    session = Session(run, workdir, checkpoints, writer, show, clock, tracer, beat)
+                    session = Session(
+                        run, workdir, checkpoints, writer, show, clock, tracer, beat, stop
+                    )
                     state = session.run(state, restored or 0)
+                checkpoints.wait()
+                stop.holds = False
                 results = _conclude(run, workdir, checkpoints, state, writer)
         final_table(results, console)
     return results
@@ -128,7 +136,9 @@ class Session:
         clock: Clock,
         tracer: Tracer,
         beat: Beat,
+        asked_to_stop: Stop,
     ):
+        self.asked_to_stop = asked_to_stop
         self.ran = run
         self.checkpoints = checkpoints
         self.writer = writer
@@ -152,20 +162,23 @@ class Session:
             partial(_is_due, run.horizon.steps(every), stop) for every in self._cadences()
         )
         compare_every = run.horizon.steps(run.config.guard.replicas)
-        with closing(_stream(run, start)) as stream, stop_requests() as asked_to_stop:
+        with closing(_stream(run, start)) as stream:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
                 self.checkpoints.check()
-                if step > start:
+                if step > start or (eval_due(step) and self._missed(step)):
                     improved = eval_due(step) and self._evaluate(step, state)
-                    request = asked_to_stop()
+                    request = self.asked_to_stop()
                     stopping = bool(request) or self._waited_enough(eval_due(step))
                     if compare_every and step % compare_every == 0:
                         self._compare(step, state)
                     # weights that may be ruined push no good ones out
                     due = improved or (save_due(step) and (finished or not self._judge()))
-                    if due or stopping:
+                    if step == start:  # only its evaluation was missed
+                        due = improved
+                        self.checkpoints.rejected.add(step)  # has no metrics yet
+                    if due or (stopping and step > start):
                         self._save(step, state)
                     if request and not finished:
                         raise Preempted(f'stopped by {request} and saved at step {step}')
@@ -181,6 +194,7 @@ class Session:
                 started = time.perf_counter()
                 with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
                     state, logged = step_function(state, batch)
+                self.asked_to_stop.holds = True
                 if step == start:
                     seconds = time.perf_counter() - started
                     self.writer.event('compile', step, seconds=seconds)
@@ -219,7 +233,10 @@ class Session:
         self.beat(step, '')
         with self.clock.paused():
             started = time.perf_counter()
-            values = evaluate.scalars(self.evaluate(state.eval_variables, source), 'val')
+            found = self.evaluate(state.eval_variables, source, self.asked_to_stop)
+            if found is None:
+                return False  # is made up for on resuming
+            values = evaluate.scalars(found, 'val')
             self.writer.metrics(step, values)
             self.writer.event('eval', step, seconds=time.perf_counter() - started)
         self.last_values = values
@@ -228,6 +245,12 @@ class Session:
             self.history.setdefault(name, []).append((step, value))
         best = self.ran.config.checkpoint.best
         return best is not None and selection.best_step(best, self.history[best]) == step
+
+    def _missed(self, step: int) -> bool:
+        """Whether the attempt before was stopped in its evaluation after `step`."""
+        points = [point for name in self.history for point in self.history[name]]
+        has_val = 'val' in self.ran.splits.sources
+        return step > 0 and has_val and all(at != step for at, _ in points)
 
     def _waited_enough(self, evaluated: bool) -> bool:
         config = self.ran.config.train.early_stopping
@@ -286,6 +309,7 @@ class Session:
                 'bad_step', step, why=verdict, in_row=self.in_row, rows=self._rows(step), **found
             )
             if self.in_row >= self.ran.config.guard.budget:
+                self._log()
                 self.checkpoints.wait()
                 there = checkpoint.steps(self.checkpoints)
                 self.writer.event('diverged', step, **found)
@@ -406,7 +430,6 @@ def _conclude(
     run: Run, workdir: Path, checkpoints: Checkpoints, state: TrainState, writer: Writer
 ) -> dict[str, float]:
     """Evaluates val and test in full, on the best checkpoint if one is kept, else the last."""
-    checkpoints.wait()
     started = time.perf_counter()
     best = run.config.checkpoint.best
     last = step = int(state.step)

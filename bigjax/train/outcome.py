@@ -45,17 +45,18 @@ CURVES = {
     'multilabel': ('precision_per_class', 'recall_per_class', 'f1_per_class'),
 }
 
-Evaluate = Callable[[Any, Source], dict[str, Any]]
+Evaluate = Callable[..., Any]
 
 
 def evaluator(run: Run, groups: dict[str, metrics.MetricGroup] | None = None) -> Evaluate:
-    """A function (variables, source) -> loss and metrics; it compiles once for all splits."""
+    """A function (variables, source, stop=never) -> loss and metrics, as `evaluate.evaluate` has
+    them; it compiles once for all splits."""
     groups = metric_groups(run.config, run.recipe.task) if groups is None else groups
     step = jax.jit(partial(eval_step, run.recipe, groups), out_shardings=replicated(run.mesh))
 
-    def evaluate_source(variables: Any, source: Source) -> dict[str, Any]:
+    def evaluate_source(variables: Any, source: Source, *stop: Callable[[], object]) -> Any:
         return evaluate.evaluate(
-            step, groups, variables, source, run.eval_batch_size, run.batch_sharding
+            step, groups, variables, source, run.eval_batch_size, run.batch_sharding, *stop
         )
 
     return evaluate_source

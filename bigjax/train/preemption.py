@@ -3,49 +3,83 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from bigjax.errors import Preempted
+from bigjax.sharding import hosts
+
 _calls = itertools.count(1)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """A function for the loop to call once a step: the name of the signal to stop for, if any.
+class Stop:
+    """Call it where the run could stop: the name of the signal to stop for, if any.
 
     Of several processes, any may get the signal; all hear of it at the same call.
+
+    holds: whether there is something to save first. Where there is not (before the first step, and
+    after the last is saved), a process that is alone ends by itself, whatever it is doing.
     """
+
+    def __init__(self) -> None:
+        self.holds = False
+        self.asked: str | None = None
+
+    def __call__(self) -> str | None:
+        """JAX's service catches SIGTERM, and sets the call at which to stop: past everybody's
+        latest, not counted in steps, which start anew in a second run."""
+        several = jax.process_count() > 1
+        if several and multihost_utils.reached_preemption_sync_point(next(_calls)):
+            self.asked = 'SIGTERM'
+            return self.asked
+        return None if several and self.asked != 'SIGTERM' else self.asked
+
+
+@contextmanager
+def stop_requests() -> Iterator[Stop]:
+    """Catches the signals as long as it is open."""
     several = jax.process_count() > 1
-    asked: list[str] = []
+    stop = Stop()
     before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
         signal.signal(number, before[number])  # a second one is not held back
-        asked.append(signal.Signals(number).name)
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            stop.asked = signal.Signals(number).name
 
-    def heard() -> str | None:
-        """JAX's service catches SIGTERM, and sets the call at which to stop: past everybody's
-        latest, not counted in steps, which start anew in a second run."""
-        if several:
-            return (
-                'SIGTERM' if multihost_utils.reached_preemption_sync_point(next(_calls)) else None
-            )
-        return asked[0] if asked else None
+    def leave() -> None:
+        """In a thread, for the handler only runs once the main one is back from a compiler."""
+        while number := os.read(reads, 1):
+            if number[0] in before and not several and not stop.holds:
+                name = signal.Signals(number[0]).name
+                line = f'stopped by {name} with nothing to save; the same command goes on'
+                hosts.end_now(Preempted.exit_code, line)
 
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
     try:
         # a handler of ours for SIGTERM would unseat the service's
         for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, ask)
+        old = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     except ValueError:  # not the main thread: somebody else handles signals
         pass
+    thread = threading.Thread(target=leave, daemon=True, name='signals')
+    thread.start()
     try:
-        yield heard
+        yield stop
     finally:
+        if before:
+            signal.set_wakeup_fd(old)
         for caught, handler in before.items():
             signal.signal(caught, handler)
+        os.close(writes)
+        thread.join()
+        os.close(reads)

@@ -52,9 +52,10 @@ def _hash(leaf: jax.Array) -> jax.Array:
 def _difference(
     mesh: Mesh, sharding: NamedSharding, shape: tuple[int, ...], found: np.ndarray
 ) -> str | None:
-    order = {device: i for i, device in enumerate(mesh.devices.flat)}
+    order: dict[Any, int] = {device: i for i, device in enumerate(mesh.devices.flat)}
+    places: dict[Any, Any] = dict(sharding.devices_indices_map(shape))
     copies: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for device, index in sharding.devices_indices_map(shape).items():
+    for device, index in places.items():
         where = f'{device.id} (process {device.process_index})'
         copies[str(index)][int(found[order[device]])].append(where)
     for groups in copies.values():

@@ -88,8 +88,11 @@ def train_step(
     logged |= {'skipped_steps': counts.skipped, 'in_row': counts.in_row, 'verdict': verdict}
     old = (state.params, state.collections, state.optimizer, state.ema)
     new = (params, collections, optimizer, ema)
-    chosen = jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old)
-    return TrainState(state.step + 1, *chosen, state.rng, counts, scale), logged
+    params, collections, optimizer, ema = jax.tree.map(
+        lambda new, old: jnp.where(taken, new, old), new, old
+    )
+    step, rng = state.step + 1, state.rng
+    return TrainState(step, params, collections, optimizer, ema, rng, counts, scale), logged
 
 
 def eval_step(
