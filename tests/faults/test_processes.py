@@ -1,0 +1,154 @@
+"""Rows 3, 10, 11, 26, 29: real processes that are stopped, hang, or are slow."""
+
+import signal
+import time
+
+import pytest
+
+from bigjax.train.writers import read_events
+from tests.faults.runs import end, numbers, start
+from tests.test_hosts import ended, flags, folder, launch, lines, nothing_left_running, train, until
+
+__all__ = ['folder', 'nothing_left_running']
+
+HOOKS = {
+    'compiling': "import jax; before(jax.stages.Lowered, 'compile', pause)\n"
+    'from jax._src import compiler\nbefore(compiler, "compile_or_get_cached", pause)',
+    'preparing data': "from bigjax.train import build; before(build, 'load_data', pause)",
+    'last evaluation': "from bigjax.train import outcome; before(outcome, 'report_split', pause)",
+}
+PAUSE = """
+def pause(*args, **kwargs):
+    open(os.environ['HERE'], 'w').close()
+    time.sleep({seconds})
+"""
+
+
+@pytest.mark.parametrize('where', HOOKS)
+def test_row_03_sigterm_where_nothing_is_to_be_saved(tmp_path, monkeypatch, where):
+    mark = tmp_path / 'here'
+    monkeypatch.setenv('HERE', str(mark))
+    monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
+    run = tmp_path / 'run'
+    process = start(run, PAUSE.format(seconds=300) + HOOKS[where])
+    until(mark.exists)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert 'stopped by SIGTERM with nothing to save' in end(process, 75)
+    assert time.monotonic() - asked < 10
+    end(start(run), 0)
+    end(start(tmp_path / 'whole'), 0)
+    assert numbers(run) == numbers(tmp_path / 'whole')
+
+
+def test_row_03_sigterm_in_an_evaluation(tmp_path, monkeypatch):
+    mark = tmp_path / 'here'
+    monkeypatch.setenv('HERE', str(mark))
+    run = tmp_path / 'run'
+    few = '--config.eval.batch_size=8'  # several batches
+    hook = (
+        PAUSE.format(seconds=1)
+        + "from bigjax.data import batches; before(batches, 'eval_batch', pause)"
+    )
+    process = start(run, hook, few)
+    until(mark.exists)
+    process.send_signal(signal.SIGTERM)
+    assert 'stopped by SIGTERM and saved at step 3' in end(process, 75)
+    assert not [row for row in numbers(run) if 'val/loss' in row]
+    end(start(run, '', few), 0)
+    end(start(tmp_path / 'whole', '', few), 0)
+    assert numbers(run) == numbers(tmp_path / 'whole')
+
+
+HANG = """
+def pause(source, seed, step, *rest):
+    if step == 4:
+        time.sleep(300)
+from bigjax.data import batches; before(batches, 'train_batch', pause)
+"""
+
+
+def test_row_29_a_data_worker_that_hangs(tmp_path):
+    asked = time.monotonic()
+    errors = end(start(tmp_path / 'run', HANG, '--config.guard.seconds=3'), 1)
+    assert time.monotonic() - asked < 90
+    assert 'no progress for 3 s: process 0' in errors
+    assert 'was waiting for data of step 5; stacks in' in errors
+    assert 'in pause' in (tmp_path / 'run' / 'stacks-0.txt').read_text()
+
+
+def test_row_29_a_data_worker_that_dies(tmp_path):
+    hook = """
+from concurrent.futures import ProcessPoolExecutor
+def pause(source, seed, step, *rest):
+    if step == 4:
+        with ProcessPoolExecutor(1) as pool:
+            pool.submit(os._exit, 3).result()
+from bigjax.data import batches; before(batches, 'train_batch', pause)
+"""
+    errors = end(start(tmp_path / 'run', hook), 1)
+    assert 'BrokenProcessPool' in errors.splitlines()[-1]
+
+
+def test_row_26_a_corrupt_compilation_cache(tmp_path, monkeypatch):
+    cache = tmp_path / 'cache'
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+    hook = 'import jax; from bigjax import cli as c\n' + (
+        "after(c, '_start_jax', lambda: jax.config.update("
+        "'jax_persistent_cache_min_compile_time_secs', 0.0))"
+    )
+    end(start(tmp_path / 'whole', hook), 0)
+    files = [path for path in cache.iterdir() if path.name.endswith('-cache')]
+    assert files
+    for path in files:
+        path.write_bytes(b'scribble' + path.read_bytes()[8:])
+    errors = end(start(tmp_path / 'run', hook), 0)
+    assert 'Error reading persistent compilation cache entry' in errors
+    assert numbers(tmp_path / 'run') == numbers(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('hung', [0, 1])
+def test_row_10_a_main_thread_that_hangs(folder, hung):
+    (folder / 'hang.py').write_text(f"""
+import os, sys, time
+from bigjax import cli
+from bigjax.train import loop
+whole = loop.batches.prefetched
+def prefetched(make, start, *rest):
+    for step, batch in enumerate(whole(make, start, *rest)):
+        if step == 4 and '--process_id={hung}' in sys.argv:
+            time.sleep(300)
+        yield batch
+loop.batches.prefetched = prefetched
+sys.exit(cli.main(sys.argv[1:]))
+""")
+    name = f'hung-{hung}'
+    command = ['hang.py', *train(name, '--config.guard.seconds=5')[2:]]
+    processes = launch(folder, 2, 2, command, flags)
+    errors = ended(processes, 1, 1)
+    (line,) = lines(errors)
+    assert line.startswith(f'bigjax: no progress for 5 s: process {hung} (')
+    assert 'was waiting for data of step 5; stacks in' in line
+    for index in range(2):
+        stacks = (folder / name / f'stacks-{index}.txt').read_text()
+        assert ('in prefetched' in stacks) == (index == hung)
+
+
+@pytest.mark.slow
+def test_row_11_a_slow_rank(folder):
+    (folder / 'slow.py').write_text("""
+import sys, time
+from bigjax import cli
+from bigjax.data import batches
+whole = batches.train_batch
+def train_batch(*rest):
+    time.sleep(.2 if '--process_id=1' in sys.argv else 0)
+    return whole(*rest)
+batches.train_batch = train_batch
+sys.exit(cli.main(sys.argv[1:]))
+""")
+    ended(launch(folder, 2, 2, ['slow.py', *train('slow')[2:]], flags), 0, 0)
+    found = [row for row in read_events(folder / 'slow') if row['event'] == 'straggler']
+    assert found
+    assert all(list(row['details']['data_wait_seconds']) == ['1'] for row in found)
