@@ -101,6 +101,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, where)
     if origin is Literal:
+        if value is None and 'none' in args:  # as --config.a.b=none reads where None may be
+            return 'none'
         if value not in args:
             raise _wrong(where, describe(hint), value, nearest(str(value), map(str, args)))
         return value

@@ -23,6 +23,7 @@ FAMILIES = {
     'llama': {'positions': 'rope', 'norm': 'rms', 'kv_heads': 2, 'activation': 'swiglu'},
     'windowed': {'positions': 'rope', 'window': 5, 'scan': True, 'query_key_norm': True},
     'strided': {'positions': 'sinusoidal', 'stride': 3, 'attention_soft_cap': 2.0},
+    'mixture': {'experts': 4, 'capacity_factor': None},
 }
 
 

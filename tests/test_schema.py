@@ -20,7 +20,7 @@ class Inner:
 class Outer:
     widths: tuple[PositiveInt, ...] = (8,)
     share: Fraction = 0.5
-    kind: Literal['one', 'two'] = 'one'
+    kind: Literal['one', 'two', 'none'] = 'one'
     flag: bool = False
     inner: Inner = Inner()
     maybe: PositiveInt | None = None
@@ -46,6 +46,11 @@ def test_values_keep_their_meaning():
     )
     assert built == Outer((4, 2), 1.0, inner=Inner(rate=2.0), maybe=3, shares={'a': 0.1, 'b': 'x'})
     assert isinstance(built.share, float)
+
+
+def test_none_is_a_choice_where_there_is_one():
+    """`--config.kind=none` is read as None, before anybody knows the type."""
+    assert schema.build(Outer, {'kind': None, 'maybe': None}) == Outer(kind='none', maybe=None)
 
 
 def test_shorthands():

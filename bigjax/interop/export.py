@@ -93,8 +93,13 @@ def _safetensors(trained: Trained, out: Path) -> None:
 
 
 def _stablehlo(trained: Trained, out: Path) -> None:
-    """Raises: CheckpointError if what was written computes something else."""
+    """Raises: ConfigError, and CheckpointError if what was written computes something else."""
     config = dataclasses.replace(trained.module.config, attention_implementation='dense')
+    if config.experts is not None and config.capacity_factor is not None:
+        raise ConfigError(
+            'config.model.capacity_factor: expected None in a program for texts of any length, got '
+            f'{config.capacity_factor}; export to safetensors'
+        )
     module = trained.module.clone(config=config)
     masked = config.attention == 'bidirectional'
 

@@ -75,7 +75,8 @@ def _dot_general(equation: Any) -> int:
 
 
 def _ragged_dot(equation: Any) -> int:
-    """A row meets the matrix of its own group only, as on a TPU; other backends may do more."""
+    """A row meets the matrix of its own group only, as on a TPU; other backends may do more. Inside
+    a shard_map over experts every device counts the rows of all, most of which it passes over."""
     left, right = (variable.aval for variable in equation.invars[:2])
     numbers = equation.params['ragged_dot_dimension_numbers']
     (_, contracted), (_, batch) = numbers.dot_dimension_numbers

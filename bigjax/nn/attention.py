@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.nn import initializers
 from bigjax.nn.attend import Dropout, Implementation, attend, attend_cached
 from bigjax.nn.initializers import Initializer
-from bigjax.nn.linear import matmul
+from bigjax.nn.linear import add_bias, matmul
 from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
 from bigjax.nn.partials import Rule
@@ -50,7 +49,7 @@ class Projection(nn.Module):
         if self.use_bias:
             bias_axes = self.axes[self.contracted :]
             bias = param(self, 'bias', initializers.zeros, self.features, bias_axes)
-            y = y + lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)
+            y = add_bias(y, bias)
         return checkpoint_name(y, PROJECTION)
 
 

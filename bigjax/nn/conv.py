@@ -13,6 +13,7 @@ from jax import lax
 
 from bigjax.nn import initializers
 from bigjax.nn.initializers import Initializer
+from bigjax.nn.linear import add_bias
 from bigjax.nn.params import param
 
 
@@ -50,8 +51,8 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         width = (self.features,)
-        bias = param(self, 'bias', initializers.zeros, width, self.axes[1:], self.dtype)
-        return y + lax.broadcast_to_rank(bias, y.ndim)
+        bias = param(self, 'bias', initializers.zeros, width, self.axes[1:])
+        return add_bias(y, bias)
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:

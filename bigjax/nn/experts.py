@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bigjax.errors import ConfigError
 from bigjax.nn import initializers
 from bigjax.nn.activations import ACTIVATIONS, Activation, is_gated
 from bigjax.nn.initializers import Initializer
+from bigjax.nn.linear import add_bias
 from bigjax.nn.params import param
 from bigjax.sharding.rules import ACTIVATION_RULES, IN_USE_RULES, constrain, spec
 
@@ -56,14 +56,15 @@ class Experts(nn.Module):
     capacity_factor: every row is a group (Lepikhin et al. 2020, section 3.1), so that nothing
         depends on the mesh: an expert takes the first ceil(capacity_factor k T / E) tokens of a row
         that choose it; later ones get nothing from it. Unlike there, in algorithm 1, no first
-        choice goes before second choices of earlier tokens: what is causal stays so. None drops
-        nothing, by `lax.ragged_dot`, which off TPUs costs the products of all experts with all
-        tokens (jax 0.10.2 to 0.12.0).
+        choice goes before second choices of earlier tokens: what is causal stays so. (C grows with
+        T, though: a text that is read token by token loses nothing.) None drops nothing, by
+        `lax.ragged_dot`, which off TPUs costs the products of all experts with all tokens (jax
+        0.10.2 to 0.12.0).
     balance, z: coefficients of two losses, sown in 'losses', one a row [B]. Of the n tokens of a
         row, with f_i the part of their k n choices that is of expert i, P_i its mean probability,
-        and x the logits: E sum_i f_i P_i (Fedus et al. 2021, equations 4 to 6), at least 1 when
-        f = P; and the mean of (log sum_i exp x_i)^2 (Zoph et al. 2022, equation 5). Being of rows,
-        not of batches, they are the same on any mesh and with any accumulation.
+        and x the logits: E sum_i f_i P_i (Fedus et al. 2021, equations 4 to 6), which is 1 if all
+        experts are alike; and the mean of (log sum_i exp x_i)^2 (Zoph et al. 2022, equation 5). One
+        of rows, not of batches, is the same on any mesh and with any accumulation.
 
     A `Traffic` is sown in 'diagnostics'. Where `real` [B, T] is False there is padding: it takes no
     place, gives zero, and does not count.
@@ -83,12 +84,6 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-        """Raises: ConfigError if the mesh axis `expert` does not divide the experts."""
-        if self.experts % (parts := _mesh_sizes().get('expert', 1)):
-            raise ConfigError(
-                f'config.mesh.expert: expected a divisor of {self.experts}, the number of experts, '
-                f'got {parts}'
-            )
         real = jnp.ones(x.shape[:2], bool) if real is None else real
         shape, axes = (x.shape[-1], self.experts), ('embed', 'router')
         router = param(self, 'router_kernel', self.kernel_init, shape, axes)
@@ -112,13 +107,12 @@ class Experts(nn.Module):
         found = {}
         for kind in AXES if is_gated(self.activation) else ('dense', 'out'):
             for name in (f'{kind}_kernel', f'{kind}_bias')[: 1 + self.use_bias]:
-                init = initializers.zeros
+                init, dtype = initializers.zeros, jnp.float32
                 if name.endswith('kernel'):
-                    init = initializers.of_each(
-                        self.out_init if kind == 'out' else self.kernel_init
-                    )
+                    init = self.out_init if kind == 'out' else self.kernel_init
+                    init, dtype = initializers.of_each(init), self.dtype
                 shape = tuple(sizes[axis] for axis in _axes(name))
-                found[name] = param(self, name, init, shape, _axes(name), self.dtype)
+                found[name] = param(self, name, init, shape, _axes(name), dtype)
         return found
 
     def _sow(self, logits: jax.Array, route: Route, real: jax.Array, dropped: jax.Array) -> None:
@@ -198,7 +192,7 @@ def within_capacity(
     weights: Weights,
     activation: Activation,
 ) -> jax.Array:
-    """Float32 [B, T, D], by products of [E, B C, D].
+    """Float32 [B, T, D], by products of [E, B, C, D].
 
     Over the mesh axis `expert` tokens change places all to all, twice: before and after, rows are
     split there; between, experts.
@@ -207,21 +201,22 @@ def within_capacity(
     count, width = weights['out_kernel'].shape[0], x.shape[-1]
 
     def product(name: str, x: jax.Array) -> jax.Array:
-        y = jnp.matmul(x, weights[f'{name}_kernel'])
-        return y + weights[f'{name}_bias'][:, None] if f'{name}_bias' in weights else y
+        y = jnp.einsum('ebcd,edf->ebcf', x, weights[f'{name}_kernel'])
+        bias = weights.get(f'{name}_bias')
+        return y if bias is None else add_bias(y, bias[:, None, None])
 
     # every choice has a copy of its token, and so no gradient is a sum in an order left open
+    x = constrain(x, ('batch', None, 'embed'))
     slots, copies = slots.reshape(batch, -1), jnp.repeat(x, per_token, axis=1)
     choices = jnp.full((batch, count * places), copies.shape[1])
     numbers = jnp.arange(copies.shape[1])
     choices = jax.vmap(lambda row, at: row.at[at].set(numbers, mode='drop'))(choices, slots)
-    rows, spread = ('batch', None, None, 'embed'), ('experts', 'rows', None, 'embed')
+    rows, spread = ('batch', None, 'places', 'embed'), ('experts', 'rows', 'places', 'embed')
     there = constrain(_take(copies, choices).reshape(batch, count, places, width), rows)
     there = constrain(jnp.swapaxes(there, 0, 1), spread)
-    y = _mlp(there.reshape(count, -1, width), product, activation)
-    y = constrain(y.reshape(count, batch, places, width), spread)
-    y = constrain(jnp.swapaxes(y, 0, 1), rows).reshape(batch, -1, width)
-    return _weighed(_take(y, slots), route.shares)
+    y = constrain(_mlp(there, product, activation), spread)
+    y = constrain(constrain(jnp.swapaxes(y, 0, 1), rows), ('batch', None, None, 'embed'))
+    return _weighed(_take(y.reshape(batch, -1, width), slots), route.shares)
 
 
 def dropless(x: jax.Array, route: Route, weights: Weights, activation: Activation) -> jax.Array:
@@ -269,7 +264,7 @@ def _sorted(x: jax.Array, route: Route, weights: Weights, activation: Activation
     def product(name: str, x: jax.Array) -> jax.Array:
         y = lax.ragged_dot(x, weights[f'{name}_kernel'], sizes)
         bias = weights.get(f'{name}_bias')
-        return y if bias is None else y + jnp.take(bias, ordered, axis=0, mode='clip')
+        return y if bias is None else add_bias(y, jnp.take(bias, ordered, axis=0, mode='clip'))
 
     # what is nobody's comes last, where a ragged product may leave anything
     real = ordered[:, None] < count

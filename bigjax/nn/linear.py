@@ -46,6 +46,12 @@ def matmul(x: jax.Array, kernel: jax.Array, result: Any = None) -> jax.Array:
     return rows.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y [..., F] and a float32 bias of its last axes: spread first, rounded then, so that the bias'
+    gradient is summed in float32."""
+    return y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+
+
 class Dense(nn.Module):
     """x W + b over the last axis: [..., D] -> [..., F].
 
@@ -68,7 +74,7 @@ class Dense(nn.Module):
         if not self.use_bias:
             return y
         bias = param(self, 'bias', initializers.zeros, (self.features,), self.axes[1:])
-        return y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
+        return add_bias(y, bias)
 
 
 class Hidden(nn.Module):

@@ -1,6 +1,5 @@
 """Asks a process of its own to compile, and shows that it is at work."""
 
-import dataclasses
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from bigjax.errors import EnvironmentProblem
 from bigjax.plan.compile import Answer
 from bigjax.plan.sketch import Sketch
 from bigjax.plan.targets import Target, environment
+from bigjax.sharding.mesh import AXES
 
 OPTIMIZATION = 'O1'
 """Of the compiler, as JAX_OPTIMIZATION_LEVEL: at O2, its own, it takes five times as long."""
@@ -87,14 +87,10 @@ def _wait(process: subprocess.Popen, label: str) -> bytes:
 
 def describe(config: Config) -> str:
     """The mesh that a config asks for, and its remat policy, in a few words."""
-    sizes = {
-        axis: size
-        for axis, size in dataclasses.asdict(config.mesh).items()
-        if axis != 'preset' and size is not None
-    }
-    mesh = ' '.join(f'{axis}={size}' for axis, size in sizes.items() if size > 1)
+    sizes = [(axis, getattr(config.mesh, axis) or 1) for axis in AXES]
+    mesh = ' '.join(f'{axis}={size}' for axis, size in sizes if size > 1) or config.mesh.preset
     remat = config.model.options.get('remat')
-    return (mesh or config.mesh.preset) + (f', remat {remat}' if remat else '')
+    return f'{mesh}, remat {remat}' if remat else mesh
 
 
 def last_words(log: str) -> str:

@@ -37,6 +37,7 @@ class Answer:
 
     mesh: sizes of all axes. reach: for those above 1, over how many dimensions of the torus they
         run; 0 for an axis that leaves the slice or node.
+    remat: the model's policy, '' where none is chosen.
     tokens: a row of the batch has; None where rows have none.
     memory: bytes by what they hold: parameters, optimizer, other state, batch, and temporaries,
         which are activations, gradients and buffers of the compiler's at the peak.
@@ -49,6 +50,7 @@ class Answer:
 
     mesh: dict[str, int]
     reach: dict[str, int]
+    remat: str
     rows: int
     tokens: int | None
     memory: dict[str, int]
@@ -90,6 +92,7 @@ def compile_step(settings: Config, target: Target) -> Answer:
         draft = Answer(
             mesh=dict(run.mesh.shape),
             reach=reach(run.mesh),
+            remat=str(settings.model.options.get('remat', '')),
             rows=settings.train.batch_size,
             tokens=run.splits.spec.tokens,
             memory=inputs(run),
@@ -112,6 +115,9 @@ def compile_step(settings: Config, target: Target) -> Answer:
 def _filled(draft: Answer, compiled: Any, target: Target, seconds: float) -> Answer:
     text, cost = compiled.as_text(), compiled.cost_analysis() or {}
     found = hlo.collectives(text, draft.mesh)
+    if draft.mesh['slice'] > 1 and not any('slice' in row.axes for row in found):
+        # libtpu turns what goes between slices into transfers by the host: gradients, at least
+        found.append(Collective('all-reduce', ('slice',), 1, draft.memory['parameters']))
     return dataclasses.replace(
         draft,
         memory={**draft.memory, 'temporaries': _temporaries(compiled.memory_analysis(), target)},
@@ -119,7 +125,7 @@ def _filled(draft: Answer, compiled: Any, target: Target, seconds: float) -> Ans
         compiler_bytes=cost.get('bytes accessed'),
         traffic=hlo.memory_traffic(text),
         collectives=tuple(found),
-        warnings=(*draft.warnings, *_reductions(found, draft.mesh)),
+        warnings=(*draft.warnings, *reductions(found)),
         seconds=seconds,
     )
 
@@ -166,9 +172,8 @@ def _place(device: Any) -> tuple[int, ...]:
 def advice(run: Run) -> list[str]:
     """What costs money and shows before anything is compiled."""
     found = list(run.notes)
-    split = {}
-    for leaf in jax.tree.leaves(run.abstract.params):
-        split[leaf.shape] = leaf.sharding.shard_shape(leaf.shape)
+    params = jax.tree.leaves(run.abstract.params)
+    split = {leaf.shape: leaf.sharding.shard_shape(leaf.shape) for leaf in params}
     for path, leaf in jax.tree.leaves_with_path(run.abstract.optimizer):
         part = leaf.sharding.shard_shape(leaf.shape)
         if trees.num_bytes(leaf) >= LARGE and part != split.get(leaf.shape, part):
@@ -176,19 +181,16 @@ def advice(run: Run) -> list[str]:
                 f'optimizer state {trees.path_name(path)} of {trees.num_bytes(leaf):,} bytes is '
                 'whole on every device though its parameter is split'
             )
-    axes = run.recipe.model.axes['params']
-    for name, leaf, names in zip(
-        trees.names(run.abstract.params),
-        jax.tree.leaves(run.abstract.params),
-        jax.tree.leaves(axes),
-        strict=True,
+    axes = jax.tree.leaves(run.recipe.model.axes['params'])
+    for (path, leaf), names in zip(
+        jax.tree.leaves_with_path(run.abstract.params), axes, strict=True
     ):
-        for axis, size in zip(names, leaf.shape, strict=False):
-            if axis == 'vocab' and size % 128:
-                found.append(
-                    f'{name} has {size:,} rows of the vocabulary, no multiple of 128: matrix units '
-                    f'pad it; set config.model.vocab_size={-(-size // 128) * 128}'
-                )
+        rows = dict(zip(names, leaf.shape, strict=False)).get('vocab', 0)
+        if rows % 128:
+            found.append(
+                f'{trees.path_name(path)} has {rows:,} rows of the vocabulary, no multiple of 128: '
+                f'matrix units pad it; set config.model.vocab_size={-(-rows // 128) * 128}'
+            )
     if run.config.precision.compute == 'float32':
         found.append(
             'config.precision.compute=float32: matrix units peak in bfloat16, which this roofline '
@@ -197,14 +199,18 @@ def advice(run: Run) -> list[str]:
     return found
 
 
-def _reductions(found: list[Collective], mesh: dict[str, int]) -> list[str]:
+def reductions(found: list[Collective]) -> list[str]:
     """Gradients of split parameters that every device gets whole."""
     return [
         f'{row.size:,} bytes in {row.times} all-reduces over {"*".join(row.axes)}, the most for '
-        f'{row.source or "a gradient"}: a reduce-scatter would move half'
+        f'{_tail(row.source)}: a reduce-scatter would move half'
         for row in found
         if row.kind == 'all-reduce' and 'fsdp' in row.axes and row.size >= 16 * LARGE
     ]
+
+
+def _tail(source: str) -> str:
+    return '/'.join(source.split('/')[-3:]) or 'a gradient'
 
 
 def out_of_memory(message: str) -> OutOfMemory | None:

@@ -37,15 +37,9 @@ def target_config(name: str) -> str:
     major, minor = card.capability
     features = 'ACCELERATED_FEATURES' if major >= 9 else 'NONE'  # such as wgmma: sm_90a
     template = Template(Path(__file__).with_name('gpu.txtpb').read_text())
-    return template.substitute(
-        card._asdict(),
-        name=GPUS[name],
-        memory=chip.memory,
-        bandwidth=int(chip.bandwidth),
-        major=major,
-        minor=minor,
-        features=features,
-    )
+    values = card._asdict() | {'major': major, 'minor': minor, 'features': features}
+    values |= {'memory': chip.memory, 'bandwidth': int(chip.bandwidth), 'name': GPUS[name]}
+    return template.substitute(values)
 
 
 def with_cudnn(name: str) -> None:
@@ -53,10 +47,6 @@ def with_cudnn(name: str) -> None:
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     here = CARDS[name].capability
-    stand_ins = {
-        'check_cudnn_version': lambda: 91000,
-        'check_compute_capability': lambda least: here >= tuple(map(int, least.split('.'))),
-        'is_cuda_compute_capability_equal': lambda one: here == tuple(map(int, one.split('.'))),
-    }
-    for function, stand_in in stand_ins.items():
-        setattr(fused, function, stand_in)
+    fused.check_cudnn_version = lambda: 91000
+    fused.check_compute_capability = lambda least: here >= tuple(map(int, least.split('.')))
+    fused.is_cuda_compute_capability_equal = lambda one: here == tuple(map(int, one.split('.')))

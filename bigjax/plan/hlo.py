@@ -13,17 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-BYTES = {
-    **dict.fromkeys(('pred', 's8', 'u8', 'f8e4m3fn', 'f8e5m2', 'f8e4m3', 'f8e8m0fnu'), 1),
-    **dict.fromkeys(('s16', 'u16', 'f16', 'bf16'), 2),
-    **dict.fromkeys(('s32', 'u32', 'f32'), 4),
-    **dict.fromkeys(('s64', 'u64', 'f64', 'c64'), 8),
-    'c128': 16,
-}
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+CONTROL = ('while', 'conditional', 'call', 'async-start')
 FREE = {
+    *CONTROL,
     *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'domain'),
-    *('while', 'conditional', 'call', 'partition-id', 'replica-id', 'opt-barrier', 'async-start'),
+    *('partition-id', 'replica-id', 'opt-barrier'),
 }
 SLICES = ('dynamic-slice', 'gather', 'slice')
 
@@ -124,7 +119,9 @@ def sizes(shape: str, main_memory_only: bool = False) -> list[int]:
     for dtype, dims, layout in re.findall(r'([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?', shape):
         elsewhere = main_memory_only and re.search(r'S\([1-9]\)', layout)
         elements = math.prod(int(n.strip('<=')) for n in dims.split(',') if n)
-        found.append(0 if elsewhere else BYTES.get(dtype, 0) * elements)
+        bits = re.search(r'\d+', dtype)  # of pred, a byte; of a token, nothing
+        width = int(bits[0]) / 8 if bits else float(dtype == 'pred')
+        found.append(0 if elsewhere else int(width * elements))
     return found
 
 
@@ -134,24 +131,18 @@ def executions(module: Module) -> Iterator[tuple[str, int, bool]]:
     def visit(name: str, times: int, is_fused: bool) -> Iterator[tuple[str, int, bool]]:
         yield name, times, is_fused
         for line in module.computations[name].instructions.values():
-            if line.op == 'while':
-                body = times * trip_count(module, line)
-                yield from visit(_called(line, 'body')[0], body, is_fused)
-            elif line.op == 'conditional':
-                for key in ('branch_computations', 'true_computation', 'false_computation'):
-                    for branch in _called(line, key):
-                        yield from visit(branch, times, is_fused)
-            elif line.op in ('call', 'fusion', 'async-start'):
-                for key in ('to_apply', 'calls', 'called_computations'):
-                    for called in _called(line, key):
-                        yield from visit(called, times, is_fused or line.op == 'fusion')
+            again = trip_count(module, line) if line.op == 'while' else 1
+            for called in _called(line):
+                yield from visit(called, times * again, is_fused or line.op not in CONTROL)
 
     yield from visit(module.entry, 1, False)
 
 
-def _called(line: Instruction, key: str) -> list[str]:
-    match = re.search(rf'[ ,]{key}=(\{{[^}}]*\}}|%?[\w.\-]+)', line.attributes)
-    return re.findall(r'[\w.\-]+', match[1].replace('%', '')) if match else []
+def _called(line: Instruction, keys: str = r'body|calls|to_apply|\w+_computations?') -> list[str]:
+    if line.op.endswith(('-done', '-update')):  # of what their start has called
+        return []
+    named = re.findall(rf'[ ,](?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)', line.attributes)
+    return re.findall(r'[\w.\-]+', ' '.join(named).replace('%', ' '))
 
 
 def trip_count(module: Module, loop: Instruction) -> int:

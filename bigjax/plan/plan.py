@@ -11,7 +11,7 @@ from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.plan.ask import OPTIMIZATION, ask, ask_sketch
 from bigjax.plan.compile import Answer
 from bigjax.plan.roofline import HOUR, roofline, speed
-from bigjax.plan.search import Candidate, fits, largest_batch, meshes, search
+from bigjax.plan.search import fits, largest_batch, meshes, search
 from bigjax.plan.targets import Target
 
 MAX_COMPILATIONS = 12
@@ -41,12 +41,8 @@ class Plan:
     target: Target
     answer: Answer
     largest: Answer | None
-    ranked: list[tuple[Candidate, Answer]]
+    ranked: list[Answer]
     budget: Budget | None
-
-    @property
-    def fits(self) -> bool:
-        return fits(self.answer, self.target)
 
 
 def make(
@@ -78,19 +74,13 @@ def make(
     answer = ask(config, target, optimization)
     largest, ranked = None, []
     if with_search:
-        devices = math.prod(answer.mesh.values())
-        state = answer.state * devices  # an upper bound: some may be on several
-        drawn = ask_sketch(config, target, meshes(config, target, state // _copies(answer)))
+        sizes = answer.mesh
+        state = answer.state * sizes['fsdp'] * sizes['expert'] * sizes['tensor']  # about
+        drawn = ask_sketch(config, target, meshes(config, target, state))
         ranked = search(config, target, answer, drawn, compile, max_compilations)
     elif with_largest:
         largest = largest_batch(config, answer, target, compile)
     return Plan(config, target, answer, largest, ranked, budget)
-
-
-def _copies(answer: Answer) -> int:
-    """On how many devices each part of the weights lies."""
-    sizes = answer.mesh
-    return sizes['slice'] * sizes['data'] * sizes['context']
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -101,16 +91,14 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         'config': schema.to_dict(plan.config),
         'step': summary(plan.answer, plan),
         'largest_batch': plan.largest and summary(plan.largest, plan),
-        'search': [summary(answer, plan, candidate) for candidate, answer in plan.ranked],
+        'search': [summary(answer, plan) for answer in plan.ranked],
     }
 
 
-def summary(answer: Answer, plan: Plan, candidate: Candidate | None = None) -> dict[str, Any]:
+def summary(answer: Answer, plan: Plan) -> dict[str, Any]:
     """One compiled step with what follows from it, as plain values."""
     values = schema.to_dict(answer)
     values |= {'peak': answer.peak, 'usable': plan.target.usable, 'fits': fits(answer, plan.target)}
-    if candidate is not None:
-        values['remat'] = candidate.remat
     chip = plan.target.chip
     if chip is None or answer.traffic is None:
         return values

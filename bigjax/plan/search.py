@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from bigjax.chips import Chip
 from bigjax.config import Config, with_values
@@ -87,9 +88,9 @@ class Candidate:
     rows: int
     rate: float
 
-    def config(self, config: Config) -> Config:
+    def config(self, config: Config, rows: int) -> Config:
         values: dict[str, object] = {f'mesh.{axis}': size for axis, size in self.mesh.items()}
-        values['train.batch_size'] = self.rows
+        values['train.batch_size'] = rows
         if self.remat:
             values['model.remat'] = self.remat
         return with_values(config, **values)
@@ -114,18 +115,21 @@ def meshes(config: Config, target: Target, state: int) -> list[dict[str, int]]:
 
 
 def candidates(config: Config, target: Target, drawn: Sketch, first: Answer) -> Iterator[Candidate]:
-    """All that should fit, the fastest by the estimate first."""
+    """All that should fit: of each remat policy in turn the mesh that is fastest by the estimate.
+
+    By turns, because the estimate does not know how much memory traffic a policy saves.
+    """
     chip = target.chip
     assert chip is not None
     assert target.usable is not None
-    whole = {tuple(mesh.sizes.values()): mesh for mesh in drawn.meshes}
-    slack = _slack(config, first, drawn)
+    slack = _slack(first, drawn)
     found = []
-    for mesh, (name, remat) in itertools.product(whole.values(), drawn.remats.items()):
+    for mesh, (name, remat) in itertools.product(drawn.meshes, drawn.remats.items()):
         if not _splits_state(mesh, drawn.meshes):
             continue
         step = unit(config, mesh.sizes)
-        fixed = sum(mesh.memory.values()) - mesh.memory['batch'] + _gradients(mesh)
+        gradients = mesh.memory['parameters']
+        fixed = sum(mesh.memory.values()) - mesh.memory['batch'] + gradients
         devices = math.prod(mesh.sizes.values())
         a_row = slack * remat.kept / (config.train.batch_size * devices)
         room = int((target.usable - fixed) / max(a_row, 1)) // step * step
@@ -134,16 +138,15 @@ def candidates(config: Config, target: Target, drawn: Sketch, first: Answer) -> 
         if rows >= step:
             seconds = _estimate(config, drawn, mesh, remat, rows, chip)
             found.append(Candidate(mesh.sizes, name, rows, rows / seconds))
-    return iter(sorted(found, key=lambda candidate: -candidate.rate))
+    found.sort(key=lambda candidate: -candidate.rate)
+    by_policy = [[one for one in found if one.remat == name] for name in drawn.remats]
+    turns = itertools.zip_longest(*sorted(by_policy, key=lambda ones: -ones[0].rate if ones else 0))
+    return (candidate for turn in turns for candidate in turn if candidate is not None)
 
 
-def _gradients(mesh: MeshSketch) -> int:
-    return mesh.memory['parameters']  # in float32, as they are
-
-
-def _slack(config: Config, first: Answer, drawn: Sketch) -> float:
+def _slack(first: Answer, drawn: Sketch) -> float:
     """What temporaries really take over what was estimated of the config's own step."""
-    remat = drawn.remats.get(str(config.model.options.get('remat', '')))
+    remat = drawn.remats.get(first.remat)
     if remat is None or first.peak is None or not remat.kept:
         return 1.0
     taken = first.peak - first.state - first.memory['parameters']
@@ -196,47 +199,32 @@ def search(
     drawn: Sketch,
     compile: Compile,
     max_compilations: int,
-) -> list[tuple[Candidate, Answer]]:
-    """What was compiled, those that fit first, the fastest on top.
+) -> list[Answer]:
+    """What was compiled, the config's own step included: those that fit first, the fastest on top.
 
-    A candidate that does not fit is compiled again with as many rows as should. One mesh is tried
-    with its best two policies at most, so that the compilations are spread.
+    A candidate that does not fit is compiled again with as many rows as should.
     """
     assert target.chip is not None
     assert target.usable is not None
-    found: list[tuple[Candidate, Answer]] = []
-    tried: dict[tuple[int, ...], int] = {}
+    found, left = [first], max_compilations
     for candidate in candidates(config, target, drawn, first):
-        key = tuple(candidate.mesh.values())
-        tried[key] = tried.get(key, 0) + 1
-        if tried[key] > 2:
-            continue
-        while len(found) < max_compilations:
-            answer = compile(candidate.config(config))
-            max_compilations -= answer is None
+        rows, step = candidate.rows, unit(config, candidate.mesh)
+        while left and rows >= step:
+            if (candidate.mesh, candidate.remat, rows) == (first.mesh, first.remat, first.rows):
+                break
+            answer, left = compile(candidate.config(config, rows)), left - 1
             if answer is None:
                 break
-            found.append((candidate, answer))
+            found.append(answer)
             if fits(answer, target) or not answer.peak:
                 break
-            smaller = _shrunk(candidate, answer, target.usable, unit(config, candidate.mesh))
-            if smaller is None:
-                break
-            candidate = smaller
-    return sorted(found, key=lambda pair: _rank(pair[1], target), reverse=True)
+            fixed = answer.state + answer.memory['parameters']
+            share = (target.usable - fixed) / max(answer.peak - fixed, 1)
+            rows = min(int(rows * share) // step * step, rows - step)
+    return sorted(found, key=partial(_rank, target), reverse=True)
 
 
-def _shrunk(candidate: Candidate, answer: Answer, usable: int, step: int) -> Candidate | None:
-    fixed = answer.state + answer.memory['parameters']
-    assert answer.peak is not None
-    share = (usable - fixed) / max(answer.peak - fixed, 1)
-    rows = min(int(candidate.rows * share) // step * step, candidate.rows - step)
-    if rows < step or share <= 0:
-        return None
-    return Candidate(candidate.mesh, candidate.remat, rows, candidate.rate)
-
-
-def _rank(answer: Answer, target: Target) -> tuple[bool, float, int]:
+def _rank(target: Target, answer: Answer) -> tuple[bool, float, int]:
     if not fits(answer, target):
         return False, 0.0, -(answer.peak or 0)
     assert target.chip is not None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -10,8 +10,9 @@ from rich.table import Table
 
 from bigjax.plan import figures
 from bigjax.plan.compile import Answer
+from bigjax.plan.hlo import Collective
 from bigjax.plan.plan import Plan, cost, to_dict
-from bigjax.plan.roofline import Speed, roofline, speed, transfer_times
+from bigjax.plan.roofline import roofline, speed, transfer_times
 from bigjax.plan.search import fits
 from bigjax.study import plots
 from bigjax.train.describe import in_bytes, si
@@ -87,7 +88,7 @@ def _verdict(plan: Plan) -> str:
     usable, peak = plan.target.usable, plan.answer.peak
     if usable is None:
         return f'peak {in_bytes(peak or 0)} a device'
-    if plan.fits:
+    if fits(plan.answer, plan.target):
         return f'[green]fits[/green]: peak {in_bytes(peak or 0)} of {in_bytes(usable)} a device'
     needed = f'needs {in_bytes(peak)}' if peak else 'needs more'
     return f'[red]does not fit[/red]: {needed}, a device has {in_bytes(usable)}'
@@ -95,77 +96,76 @@ def _verdict(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> Table:
     answer, usable = plan.answer, plan.target.usable
-    table = Table('memory', 'a device', 'of its memory')
-    for name, size in answer.memory.items():
-        table.add_row(name, in_bytes(size), f'{size / usable:.1%}' if usable else '')
-    if answer.peak is not None:
-        share = f'{answer.peak / usable:.1%}' if usable else ''
-        table.add_section()
-        table.add_row('peak', in_bytes(answer.peak), share)
-    return table
+    known = answer.memory if answer.peak is None else answer.memory | {'peak': answer.peak}
+    rows = [(name, in_bytes(n), f'{n / usable:.1%}' if usable else '') for name, n in known.items()]
+    return _table(('memory', 'a device', 'of its memory'), rows)
 
 
 def _work(answer: Answer) -> Table:
-    devices = math.prod(answer.mesh.values())
-    table = Table('work of a step', 'a device', 'how it was counted')
-    table.add_row('FLOPs', si(answer.flops / devices), 'the jaxpr, loops and recomputation in')
-    table.add_row("the model's", si(answer.model_flops / devices), answer.formula)
-    if answer.compiler_flops is not None:
-        table.add_row("the compiler's", si(answer.compiler_flops), 'a loop counts once')
-    table.add_row('bytes', in_bytes(answer.traffic or 0), 'the program, loops multiplied out')
-    if answer.compiler_bytes is not None:
-        table.add_row("the compiler's", in_bytes(answer.compiler_bytes), 'a loop counts once')
-    return table
+    devices, loops = math.prod(answer.mesh.values()), 'a loop counts once'
+    rows = [
+        ('FLOPs', si(answer.flops / devices), 'the jaxpr, loops and recomputation in'),
+        ("the model's", si(answer.model_flops / devices), answer.formula),
+        ("the compiler's", si(answer.compiler_flops or 0), loops),
+        ('bytes', in_bytes(answer.traffic or 0), 'the program, loops multiplied out'),
+        ("the compiler's", in_bytes(answer.compiler_bytes or 0), loops),
+    ]
+    counted = [row for row in rows if row[1] not in ('0', '0 B')]  # a GPU's compiler does not
+    return _table(('work of a step', 'a device', 'how it was counted'), counted)
 
 
 def _collectives(plan: Plan) -> Table:
     answer, chip = plan.answer, plan.target.chip
-    table = Table('collective', 'over', 'a step', 'bytes', 'at best')
-    for row in answer.collectives:
-        best = ''
-        if chip is not None:
-            best = _seconds(sum(transfer_times(row, answer.mesh, answer.reach, chip)))
-        table.add_row(row.kind, '*'.join(row.axes), f'{row.times:,}', in_bytes(row.size), best)
-    return table
+
+    def best(row: Collective) -> str:
+        if chip is None:
+            return ''
+        return _seconds(sum(transfer_times(row, answer.mesh, answer.reach, chip)))
+
+    rows = [
+        (row.kind, '*'.join(row.axes), f'{row.times:,}', in_bytes(row.size), best(row))
+        for row in answer.collectives
+    ]
+    return _table(('collective', 'over', 'a step', 'bytes', 'at best'), rows)
 
 
 def _roofline(plan: Plan) -> Table:
     answer, chip = plan.answer, plan.target.chip
     assert chip is not None
     line, fast = roofline(answer, chip), speed(answer, chip)
-    table = Table('roofline', 'a step', '')
-    for name, seconds in vars(line).items():
-        if seconds:
-            table.add_row(name, _seconds(seconds), 'binds' if name == line.binds else '')
-    table.add_section()
-    table.add_row(f'{fast.unit} a second', f'{fast.rate:,.0f}', 'at most')
-    table.add_row('MFU', f'{fast.mfu:.1%}', 'at most')
-    for row in _budget(plan, fast):
-        table.add_row(*row)
-    return table
-
-
-def _budget(plan: Plan, fast: Speed) -> Iterator[tuple[str, str, str]]:
+    rows = [
+        (name, _seconds(seconds), 'binds' if name == line.binds else '')
+        for name, seconds in vars(line).items()
+        if seconds
+    ]
+    rows += [(f'{fast.unit} a second', f'{fast.rate:,.0f}', 'at most')]
+    rows += [('MFU', f'{fast.mfu:.1%}', 'at most')]
     if plan.budget is not None:
-        least = cost(plan, fast.rate)
-        amount = f'{si(plan.budget.tokens)} {fast.unit}'
-        yield f'time to {amount}', f'{least["hours"]:,.1f} hours', 'at least'
-        yield f'cost of {amount}', f'{least["price"]:,.0f}', 'at least, in the currency of --price'
+        least, amount = cost(plan, fast.rate), f'{si(plan.budget.tokens)} {fast.unit}'
+        rows += [(f'time to {amount}', f'{least["hours"]:,.1f} hours', 'at least')]
+        rows += [(f'cost of {amount}', f'{least["price"]:,.0f}', 'at least, as --price')]
+    return _table(('roofline', 'a step', ''), rows)
 
 
 def _ranking(plan: Plan) -> Table:
-    unit = 'tokens' if plan.answer.tokens else 'examples'
-    title = f'{len(plan.ranked)} compiled of the meshes, remat policies and batches estimated'
-    table = Table('mesh', 'remat', 'rows', 'peak', f'{unit}/s', 'MFU', 'binds', title=title)
-    for candidate, answer in plan.ranked:
+    def row(answer: Answer) -> tuple[str, ...]:
         peak = in_bytes(answer.peak) if answer.peak else '?'
-        start = _mesh(answer), candidate.remat, f'{answer.rows:,}', peak
+        start = _mesh(answer), answer.remat, f'{answer.rows:,}', peak
         if not fits(answer, plan.target):
-            table.add_row(*start, '', '', 'does not fit', style='dim')
-            continue
+            return *start, '', '', 'does not fit'
         assert plan.target.chip is not None
         fast, line = speed(answer, plan.target.chip), roofline(answer, plan.target.chip)
-        table.add_row(*start, f'{fast.rate:,.0f}', f'{fast.mfu:.1%}', line.binds)
+        return *start, f'{fast.rate:,.0f}', f'{fast.mfu:.1%}', line.binds
+
+    unit = 'tokens' if plan.answer.tokens else 'examples'
+    columns = ('mesh', 'remat', 'rows', 'peak', f'{unit}/s', 'MFU', 'binds')
+    return _table(columns, [row(answer) for answer in plan.ranked])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -46,6 +46,7 @@ ACTIVATION_RULES: Rules = {
     'batch': BATCH_AXES,
     'experts': ('expert',),
     'rows': tuple(axis for axis in BATCH_AXES if axis != 'expert'),  # where experts are split
+    'places': ('context',),  # of tokens in experts, where sequences are whole
     'sequence': ('context',),
     'residual': ('context', 'tensor'),  # the sequence, where each position is on its own
     'embed': (),
@@ -183,21 +184,22 @@ def parts(name: str, size: int) -> int:
     return math.prod(mesh[axis] for axis in axes)
 
 
-def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of (weights, *arrays [B, ...]), run for the rows of each device by itself.
+def by_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of (weights, *arrays [B, T, ...]), run for the part of each device by itself.
 
-    Its first argument is whole over the axes that split rows; other axes stay with the compiler.
+    Its first argument is whole over the axes that split rows and sequences; other axes stay with
+    the compiler.
     """
 
     def of_all(weights: Any, *arrays: Any) -> Any:
         if _mesh_size() == 1:
             return function(weights, *arrays)
-        rows = PartitionSpec(BATCH_AXES)
+        part = PartitionSpec(BATCH_AXES, 'context')
         return jax.shard_map(
             function,
-            axis_names=set(BATCH_AXES),
-            in_specs=(PartitionSpec(), *(rows for _ in arrays)),
-            out_specs=rows,
+            axis_names={*BATCH_AXES, 'context'},
+            in_specs=(PartitionSpec(), *(part for _ in arrays)),
+            out_specs=part,
             check_vma=False,
         )(weights, *arrays)
 

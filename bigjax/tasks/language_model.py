@@ -13,7 +13,7 @@ from bigjax import losses, metrics
 from bigjax.data.core import Batch, DataSpec
 from bigjax.errors import ConfigError
 from bigjax.schema import NonNegative, PositiveInt, Rate
-from bigjax.sharding.rules import by_rows
+from bigjax.sharding.rules import by_parts
 from bigjax.tasks.core import Apply, Losses, Task
 
 
@@ -87,24 +87,28 @@ def in_chunks(function: Callable[..., Any], chunk: int, weights: Any, *arrays: j
     """`function` of `weights`, and of `chunk` positions of arrays [B, T, ...] at a time.
 
     What it gives of them is put together; what it computes on the way is kept for no backward pass.
-    Each device goes through the chunks of its own rows, so that weights are gathered once, and
-    their gradients added up over devices once, not for every chunk.
+    Each device goes through the chunks of its own part, so that weights are gathered once, and
+    their gradients added up over devices once, not for every chunk. Where the sequence is split, a
+    chunk is of all parts together.
     """
     length = arrays[0].shape[1]
 
-    def split(array: jax.Array) -> jax.Array:  # evenly from each part of a sequence that is spread
-        parts = array.reshape(-1, chunk, length // chunk, *array.shape[2:])
-        return jnp.moveaxis(parts, 2, 0)
+    def of_part(weights: Any, *arrays: jax.Array) -> Any:
+        own = arrays[0].shape[1]
+        size = math.gcd(own, max(chunk * own // length, 1))
 
-    def join(parts: jax.Array) -> jax.Array:
-        return jnp.moveaxis(parts, 0, 2).reshape(-1, length, *parts.shape[3:])
+        def split(array: jax.Array) -> jax.Array:
+            parts = array.reshape(-1, own // size, size, *array.shape[2:])
+            return jnp.moveaxis(parts, 1, 0)
 
-    def of_rows(weights: Any, *arrays: jax.Array) -> Any:
+        def join(parts: jax.Array) -> jax.Array:
+            return jnp.moveaxis(parts, 0, 1).reshape(-1, own, *parts.shape[3:])
+
         of_chunk = jax.checkpoint(function, prevent_cse=False)
         found = jax.lax.map(lambda parts: of_chunk(weights, *parts), tuple(map(split, arrays)))
         return jax.tree.map(join, found)
 
-    return by_rows(of_rows)(weights, *arrays)
+    return by_parts(of_part)(weights, *arrays)
 
 
 def _cross_entropy(config: Config, logits: jax.Array, targets: jax.Array) -> jax.Array:

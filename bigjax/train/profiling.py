@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -97,14 +98,17 @@ class Operation(NamedTuple):
     nanoseconds: int
 
 
-def operations(trace: Path) -> Iterator[Operation]:
+def operations(trace: Path) -> list[Operation]:
     """What the devices did for the training step, from a trace (.xplane.pb)."""
-    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
-        lines = list(plane.lines)
-        # TPUs, and GPUs where XLA sums its streams up, have one line of operations among others
-        chosen = [line for line in lines if line.name == 'XLA Ops'] or lines
-        for line in chosen:
-            yield from _without_inner(_events(line))
+    found: list[Operation] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of jaxlib's types, on Python 3.12
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+            lines = list(plane.lines)
+            # TPUs, and GPUs where XLA sums its streams up, have one line of operations among others
+            for line in [line for line in lines if line.name == 'XLA Ops'] or lines:
+                found += _without_inner(_events(line))
+    return found
 
 
 def _events(line: Any) -> Iterator[tuple[int, int, str]]:

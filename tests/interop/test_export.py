@@ -90,12 +90,18 @@ def test_large_models_are_written_as_several_files(tmp_path):
         ),
         ({'kv_heads': 2}, 'kv_heads=2'),
         ({'head': 'mean'}, "head='mean'"),
+        ({'experts': 4}, 'experts=4'),
     ],
 )
 def test_what_no_family_has_is_named(tmp_path, options, field):
     with pytest.raises(ConfigError, match=field):
         export(fresh(**options), tmp_path / 'out', 'hf')
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_program_for_any_length_has_no_capacity(tmp_path):
+    with pytest.raises(ConfigError, match=r'capacity_factor: expected None .* got 1\.25'):
+        export(fresh(experts=4), tmp_path / 'out', 'stablehlo')
 
 
 def test_nothing_is_written_over(tmp_path):

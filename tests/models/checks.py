@@ -36,15 +36,15 @@ def outputs(model, variables, inputs):
     return np.asarray(apply(variables, inputs))
 
 
-def noise_sources(model, inputs):
-    """How many random draws training makes."""
+def noise_sources(model, inputs, draw='bernoulli'):
+    """How many random draws training makes, by that function of jax.random."""
 
     def train(variables, key):
         return model.apply(variables, inputs, train=True, rngs={'dropout': key})[0]
 
-    with mock.patch.object(jax.random, 'bernoulli', wraps=jax.random.bernoulli) as bernoulli:
+    with mock.patch.object(jax.random, draw, wraps=getattr(jax.random, draw)) as draws:
         jax.eval_shape(train, model.abstract(), jax.random.key(0))
-    return bernoulli.call_count
+    return draws.call_count
 
 
 def count(model):

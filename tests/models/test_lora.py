@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from bigjax import trees
 from bigjax.config import LoraConfig
@@ -77,6 +78,18 @@ def test_merged_kernels_are_the_sum_of_the_products():
     np.testing.assert_allclose(after - before, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_every_expert_has_a_pair_of_its_own():
+    run, _, moved = adapted({'rank': 2, 'targets': 'experts/out_kernel'}, {**MODEL, 'experts': 3})
+    pair = moved['lora']['block_1.experts.out_kernel']
+    axes = run.recipe.model.axes['params']['lora']['block_1.experts.out_kernel']
+    assert axes == {'a': P('experts', 'mlp', 'rank'), 'b': P('experts', 'rank', 'embed')}
+    merged = lora.merge(moved, run.config.lora)
+    before, after = (tree['block_1']['experts']['out_kernel'] for tree in (moved, merged))
+    for expert in range(3):
+        product = run.config.lora.scale * pair['a'][expert] @ pair['b'][expert]
+        np.testing.assert_allclose(after[expert] - before[expert], product, rtol=1e-4, atol=1e-5)
+
+
 def test_the_base_has_no_gradient():
     run, _, moved = adapted()
     grads = jax.grad(lambda params: jnp.sum(outputs(run, params) ** 2))(moved)
@@ -90,7 +103,7 @@ def test_only_adapters_and_the_read_out_train(accumulation):
     run = run_of(
         ALL,
         **values,
-        **{'mesh.data': 8} if accumulation == 1 else {'mesh.data': 1, 'mesh.tensor': 8},
+        **{'mesh.data': 8} if accumulation == 1 else {'mesh.data': 2, 'mesh.tensor': 4},
     )
     before = jax.device_get(run.init().params)
     found, after = losses(run, sentences(), steps=3)

@@ -40,6 +40,20 @@ def test_all_methods_keep_half_and_move_nearly_alike(name):
     assert np.linalg.norm(moved - exact) < 0.05 * np.linalg.norm(exact)
 
 
+def test_what_starts_from_the_parameters_stays():
+    def init(params):
+        return {
+            'start': jax.tree.map(lambda p: 1.0 * p, params),
+            'sum': optax.tree.zeros_like(params),
+        }
+
+    params = draw(0)
+    own = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    state = in_bfloat16(own, params).init(params).state
+    assert {leaf.dtype for leaf in jax.tree.leaves(state['start'])} == {jnp.dtype('float32')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state['sum'])} == {jnp.dtype('bfloat16')}
+
+
 def test_memory_of_moments_is_half_on_every_device():
     params = draw(0)
     optimizer = build(config('adamw'), schedule, params, AXES)
@@ -76,8 +90,9 @@ def test_a_second_moment_decays_as_in_float32():
             grads = jax.tree.map(lambda p, s=scale: s * p, params)
             _, states[name] = step(grads, states[name])
     exact, half = states['exact'].nu['kernel'], states['half'].state.nu['kernel']
-    assert exact[0, 0] == pytest.approx(0.001 * 0.999**300, rel=1e-5)
-    assert half.astype(jnp.float32).mean() == pytest.approx(exact[0, 0], rel=0.005)
+    expected = 0.001 * 0.999**300
+    assert exact[0, 0] == pytest.approx(expected, rel=1e-5)
+    assert half.astype(jnp.float32).mean() == pytest.approx(expected, rel=0.005)
 
 
 def test_rounding_is_to_a_neighbour_and_right_on_average():

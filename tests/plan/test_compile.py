@@ -144,6 +144,21 @@ def test_a_tpu_that_is_large_enough():
     assert {row.kind for row in answer.collectives} >= {'all-gather'}
 
 
+@pytest.mark.parametrize(('size', 'parameters'), [('7b', 6_738_415_616), ('1.3b', 1_345_423_360)])
+def test_the_sizes_of_llama(size, parameters):
+    """The first as published (Touvron et al. 2023)."""
+    run = build(config.load(f'configs/llama.py:{size}'))
+    assert trees.count(run.abstract.params) == parameters
+
+
+@needs_libtpu
+def test_gradients_are_reduced_between_slices():
+    answer = ask.ask(config.load(LLAMA), targets.parse('v5e:2x2', 2))
+    assert answer.reach == {'slice': 0, 'fsdp': 2}
+    (between,) = (row for row in answer.collectives if 'slice' in row.axes)
+    assert between.size == answer.memory['parameters']
+
+
 # Advice
 
 
@@ -177,7 +192,7 @@ def test_gradients_that_are_all_reduced_are_told():
         compile.Collective('all-reduce', ('data',), 24, 2**30, 'x'),
         compile.Collective('all-reduce', ('fsdp', 'tensor'), 2, 100, 'norm'),
     ]
-    (told,) = compile._reductions(rows, {})
+    (told,) = compile.reductions(rows)
     assert 'embed/scatter-add' in told
 
 

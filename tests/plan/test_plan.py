@@ -11,6 +11,11 @@ from bigjax.plan import ask, targets
 TINY = ['plan', '--config=configs/llama.py:tiny', '--config.model.layers=1']
 
 
+def width(picture):
+    with Image.open(picture) as image:
+        return image.width
+
+
 def test_on_a_cpu(tmp_path, capsys):
     out = tmp_path / 'plan'
     assert cli.main([*TINY, '--topology=cpu:4', f'--out={out}', '--json']) == 0
@@ -23,7 +28,7 @@ def test_on_a_cpu(tmp_path, capsys):
     assert 'roofline' not in step  # of which a CPU has none here
     text = (out / 'plan.txt').read_text()
     assert all(word in text for word in ('parameters', 'temporaries', 'all-gather', 'fsdp'))
-    assert Image.open(out / 'memory.png').width > 600
+    assert width(out / 'memory.png') > 600
 
 
 def test_an_estimate_for_a_chip_says_so(tmp_path, capsys, monkeypatch):
@@ -42,7 +47,7 @@ def test_an_estimate_for_a_chip_says_so(tmp_path, capsys, monkeypatch):
     assert most['mfu'] <= 1
     assert least['hours'] == pytest.approx(1e9 / most['tokens_per_second'] / 3600)
     assert least['price'] == pytest.approx(least['hours'] * 4 * 1.5)
-    assert Image.open(tmp_path / 'roofline.png').width > 600
+    assert width(tmp_path / 'roofline.png') > 600
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,7 @@ def test_refusals_take_a_line(arguments, says, capsys):
     assert says in lines[0]
 
 
+@pytest.mark.slow
 def test_a_search_from_end_to_end(capsys, monkeypatch):
     monkeypatch.setattr(targets, 'is_installed', lambda platform: False)
     asked = []
@@ -76,4 +82,4 @@ def test_a_search_from_end_to_end(capsys, monkeypatch):
     assert len(asked) == 3  # the config's own, too
     rates = [row['at_most']['tokens_per_second'] for row in found['search']]
     assert rates == sorted(rates, reverse=True)
-    assert len(rates) == 2
+    assert len(rates) == 3

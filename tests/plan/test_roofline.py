@@ -33,6 +33,7 @@ def answer(**values):
     base = {
         'mesh': MESH,
         'reach': REACH,
+        'remat': 'full',
         'rows': 16,
         'tokens': 10,
         'memory': {'parameters': 4},

@@ -66,6 +66,16 @@ def test_batches_must_divide():
         meshes.check_batch_size(mesh, 3, 2, 'config.train.batch_size')
 
 
+def test_what_does_not_divide_is_refused_with_sizes_that_do():
+    mesh = meshes.make_mesh(MeshConfig(data=1, tensor=8))
+    meshes.check_divides(mesh, 'tensor', 24, 'heads')
+    with pytest.raises(ConfigError) as error:
+        meshes.check_divides(mesh, 'tensor', 12, 'heads')
+    assert str(error.value) == (
+        'config.mesh.tensor: 12 heads do not divide over tensor=8; use 2, 3, 4, 6 or 12'
+    )
+
+
 @pytest.mark.parametrize('config', [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(data=1, tensor=8)])
 def test_one_process_owns_every_row(config):
     sharding = meshes.batch_sharding(meshes.make_mesh(config))

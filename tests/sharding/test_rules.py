@@ -37,6 +37,35 @@ def test_what_does_not_divide_stays_whole_and_says_so():
     assert notes == ['layer/kernel stays whole: embed=3 is not divisible by fsdp=2']
 
 
+def test_as_many_axes_are_used_as_divide():
+    sizes = {'context': 2, 'tensor': 4}
+    assert rules.spec(('residual',), (16,), sizes, rules.ACTIVATION_RULES) == (
+        P(('context', 'tensor')),
+        [],
+    )
+    assert rules.spec(('residual',), (12,), sizes, rules.ACTIVATION_RULES) == (
+        P(('context',)),
+        ['residual=12 is not divisible by context*tensor=8'],
+    )
+    assert rules.spec(('residual',), (7,), sizes, rules.ACTIVATION_RULES)[0] == P(None)
+
+
+def test_parts_are_of_the_mesh_in_use():
+    assert rules.parts('residual', 16) == 1
+    with jax.set_mesh(make_mesh(MeshConfig(context=2, tensor=4))):
+        assert [rules.parts('residual', size) for size in (16, 12, 7)] == [8, 2, 1]
+
+
+@pytest.mark.parametrize('name', ['heads', 'mlp'])
+def test_what_must_divide_is_refused(name):
+    mesh = make_mesh(MeshConfig(data=1, tensor=8))
+    shapes = [jax.ShapeDtypeStruct((4, size), jnp.float32) for size in (12, 16)]
+    rules.check_parameters([P('embed', name)], shapes[1:], mesh)
+    rules.check_parameters([P('embed', 'kv_heads'), P()], shapes, mesh)
+    with pytest.raises(ConfigError, match=r'4 .* do not divide over tensor=8; use 1, 2 or 4$'):
+        rules.check_parameters([P('embed', name), P('embed', name)], shapes, mesh)
+
+
 def test_unknown_names_and_collisions_are_refused():
     with pytest.raises(
         ConfigError, match="no sharding rule for axis 'embde': did you mean 'embed'"

@@ -74,7 +74,7 @@ CASES = {
         'label_smoothing': 0.1,
         'z_loss': 0.1,
     },
-    'sequence-split': {'mesh': {'context': 4, 'data': 2}},
+    'sequence-split': {'mesh': {'data': 1, 'fsdp': 2, 'context': 2, 'tensor': 2}},
     'masked': {'model': ENCODER, 'task': 'masked_language_model', 'mask_id': 0},
     'accumulated': {
         'model': MODEL | {'scan': True, 'remat': 'dots', 'layers': 2},

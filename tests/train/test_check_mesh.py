@@ -12,11 +12,13 @@ from jax.sharding import PartitionSpec as P
 from bigjax.config import MeshConfig
 from bigjax.nn import params
 from bigjax.sharding.mesh import BATCH_AXES
+from bigjax.train import check_mesh
 from bigjax.train.build import build
-from bigjax.train.check_mesh import TOLERANCES, Trace, compare, follow, meshes
+from bigjax.train.check_mesh import TOLERANCES, Trace, follow, meshes
 from tests.train.tiny import blobs, sentences, tiny_config
 
 CUBE = {'data': 2, 'fsdp': 2, 'tensor': 2}
+compare = functools.partial(check_mesh.compare, tolerance=TOLERANCES['float32'], noise={})
 PERCEPTRON = {'name': 'mlp', 'widths': (16, 32)}
 CONFIG = """
 def get_config():
@@ -53,6 +55,16 @@ def test_noise_is_the_same_on_any_mesh():
     found = compare(*(follow(run, run.init(), 3) for run in (one, many)))
     assert max(found.values()).value <= TOLERANCES['float32']
     assert found['init'].value == 0
+
+
+def test_bfloat16_may_be_off_by_what_one_device_is():
+    values = {'precision.compute': 'bfloat16'}
+    run = build(config(**values), blobs(), jax.devices()[:1])
+    one = follow(run, run.init(), 2)
+    noise = check_mesh.rounding(run, one)
+    gradient = one.gradients[0]['hidden_1/dense/kernel']
+    assert 1e-4 < noise['hidden_1/dense/kernel'] / np.linalg.norm(gradient) < 0.05
+    assert check_mesh.rounding(build(config(), blobs()), alone()) == {}
 
 
 def test_wrong_gradients_of_the_compiler_are_found(monkeypatch):
@@ -128,6 +140,8 @@ def test_differences_by_hand():
     assert found['loss'].value == pytest.approx(0.05)
     assert found['gradient'] == (pytest.approx(1e-3), 'gradient of large')  # small is 2e-4 of 5e-3
     assert found['parameters'].value == 0
+    noisy = compare(one, trace(2.0, 1.001, 2, [0.1, 0.2]), noise={'large': 3e-3})
+    assert noisy['gradient'] == (pytest.approx(2e-4), 'gradient of small')
     assert compare(one, trace(2.0, 1, 1, [0.1, 0.1]))['parameters'].value == pytest.approx(5**-0.5)
     assert compare(one, trace(np.nan, 1, 1, [0.1, 0.2]))['loss'].value == np.inf
 
@@ -152,12 +166,12 @@ def test_meshes_are_of_axes_that_split_something():
                                     'slice=2 fsdp=3', 'slice=2 tensor=3']  # fmt: skip
 
 
-def check_mesh(tmp_path, *flags, **environment):
+def command(tmp_path, *flags, **environment):
     path = tmp_path / 'tiny.py'
     path.write_text(CONFIG)
-    command = [sys.executable, '-m', 'bigjax.cli', 'check-mesh', f'--config={path}', '--steps=1']
+    words = [sys.executable, '-m', 'bigjax.cli', 'check-mesh', f'--config={path}', '--steps=1']
     return subprocess.run(
-        [*command, *flags],
+        [*words, *flags],
         env={key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | environment,
         capture_output=True,
         text=True,
@@ -166,7 +180,7 @@ def check_mesh(tmp_path, *flags, **environment):
 
 
 def test_the_command_makes_virtual_devices(tmp_path):
-    done = check_mesh(tmp_path)
+    done = command(tmp_path)
     assert done.returncode == 0, done.stderr
     assert '1 steps of 16 rows' in done.stdout
     assert 'on 8 x cpu against one' in done.stdout
@@ -176,10 +190,10 @@ def test_the_command_makes_virtual_devices(tmp_path):
 
 def test_the_command_names_the_worst(tmp_path):
     two = '--xla_force_host_platform_device_count=2'
-    done = check_mesh(tmp_path, '--tolerance=0', '--config.mesh.tensor=2', XLA_FLAGS=two)
+    done = command(tmp_path, '--tolerance=0', '--config.mesh.tensor=2', XLA_FLAGS=two)
     assert done.returncode == 1, done.stderr
     assert 'meshes differ from one device, most by' in done.stdout.splitlines()[-1]
     one = '--xla_force_host_platform_device_count=1'
-    done = check_mesh(tmp_path, XLA_FLAGS=one)
+    done = command(tmp_path, XLA_FLAGS=one)
     assert done.returncode == 78
     assert 'needs several devices' in done.stderr

@@ -1,15 +1,19 @@
 """The same losses on every mesh, and parameters that are really split."""
 
+import math
+import re
 from functools import cache, partial
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from bigjax import trees
 from bigjax.data import batches
+from bigjax.errors import ConfigError
 from bigjax.sharding.mesh import replicated
-from bigjax.train.build import Run, build
+from bigjax.train.build import Run, batch_spec, build
 from bigjax.train.step import train_step
 from tests.train.tiny import blobs, documents, images, sentences, tiny_config
 
@@ -44,6 +48,7 @@ def losses(run: Run, splits, steps: int = 3) -> tuple[list[float], Run]:
         partial(train_step, run.recipe),
         donate_argnums=0,
         out_shardings=(run.shardings, replicated(run.mesh)),
+        compiler_options={'xla_backend_optimization_level': 0},  # to compile, not to run
     )
     found = []
     with jax.set_mesh(run.mesh):
@@ -188,3 +193,52 @@ def test_a_transformer_takes_the_same_steps_however_it_is_split(name, mesh):
     for leaf, change in added.items():
         limit = 1e-4 * np.abs(change).max() + 1e-6 * largest  # a key's bias changes nothing
         np.testing.assert_allclose(added_there[leaf], change, rtol=0, atol=limit, err_msg=leaf)
+
+
+@pytest.fixture
+def compiled_anew():
+    """Nothing out of the cache, which would keep the compiler's warnings to itself."""
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update('jax_enable_compilation_cache', True)
+    compilation_cache.reset_cache()
+
+
+def test_norms_see_parts_of_the_sequence_and_attention_its_heads(compiled_anew, capfd):
+    """16 rows of 32 positions, over context=2 and tensor=4; two key heads for eight heads."""
+    model = {**TRANSFORMERS['llama'][1], 'width': 40, 'head_dim': 6, 'scan': False, 'remat': 'none'}
+    mesh = {'data': 1, 'context': 2, 'tensor': 4}
+    run = build(tiny_config(model=model, mesh=mesh, **LM), sentences(length=32))
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=run.batch_sharding),
+        batch_spec(run.splits.spec, 16),
+    )
+    with jax.set_mesh(run.mesh):
+        step = jax.jit(partial(train_step, run.recipe))
+        program = step.lower(run.abstract, batch).compile().as_text()
+    norms = re.findall(r'f32\[([\d,]+)\]\S* rsqrt\(', program)
+    assert norms
+    assert {math.prod(map(int, shape.split(','))) for shape in norms} == {16 * 32 / 8}
+    gathered = set(re.findall(r'f32\[(16,16,[\d,]+)\]\S* all-gather\(', program))
+    assert gathered == {'16,16,40', '16,16,2,6'}  # what branches read; gradients of shared keys
+    assert 'Involuntary' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('name', 'mesh', 'message'),
+    [
+        ('decoder', {'data': 1, 'tensor': 8}, '4 heads do not divide over tensor=8; use 1, 2 or 4'),
+        (
+            'decoder',
+            {'data': 1, 'context': 8},
+            '12 positions do not divide over context=8; use 2, 3, 4, 6 or 12, or rows of 8 or 16',
+        ),
+        ('vit', {'data': 4, 'context': 2}, '5 positions do not divide over context=2; use 1 or 5'),
+        ('lstm', {'data': 4, 'context': 2}, 'expected 1 for a model that reads no sequence'),
+    ],
+)
+def test_what_a_mesh_cannot_divide_is_refused(name, mesh, message):
+    make, model, values = MODELS[name]
+    with pytest.raises(ConfigError, match=message):
+        build(tiny_config(model=model, mesh=mesh, **values), make())
