@@ -142,12 +142,14 @@ class Session:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
-                self.checkpoints.check()
+                save_again = self.checkpoints.lost()
                 if step > start:
                     improved = eval_due(step) and self._evaluate(step, state)
                     request = asked_to_stop()
                     stopping = bool(request) or self._waited_enough(eval_due(step))
-                    if improved or save_due(step) or stopping:
+                    if improved or save_due(step) or stopping or save_again:
+                        self._save(step, state)
+                    while (finished or stopping) and not self.checkpoints.wait():
                         self._save(step, state)
                     if request and not finished:
                         raise Preempted(f'stopped by {request} and saved at step {step}')
