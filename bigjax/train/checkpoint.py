@@ -8,6 +8,7 @@ whole once; it is good as long as its files are those of its manifest.
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -116,12 +117,12 @@ def _commit(
             _retire(checkpoints, step)
     except Exception as error:
         failed = _failed(checkpoints, step, error)
-        checkpoints.failures += 1
-        too_many = checkpoints.failures > len(manifest.WAITS)
-        # of several processes, the others do not know of it
-        if too_many or not manifest.may_pass(error) or jax.process_count() > 1:
+        lasts = checkpoints.failures == len(manifest.WAITS) or not manifest.may_pass(error)
+        if lasts or jax.process_count() > 1:  # the others do not know of it
             raise failed from error
         log.warning('%s; another save is tried', failed)
+        time.sleep(manifest.WAITS[checkpoints.failures])
+        checkpoints.failures += 1
         return False
     checkpoints.failures = 0
     return True
