@@ -24,7 +24,7 @@ def memory(parts: Mapping[str, int], peak: int | None, usable: int | None) -> Fi
     left = 0.0
     for name, size in parts.items():
         width = size / GIB
-        ax.barh(0, width, left=left, color=COLORS[name], height=0.6, label=f'{name} {width:.2f}')
+        ax.barh(0, width, left=left, color=COLORS[name], height=0.6, label=f'{name} {width:.3g}')
         left += width
     if peak is not None and peak / GIB > left:  # did not fit: what for is not known
         ax.barh(0, peak / GIB - left, left=left, color=ORANGE, alpha=0.5, height=0.6, label='more')
@@ -48,7 +48,7 @@ def roofline(seconds: Mapping[str, float]) -> Figure:
     values = [1e3 * seconds[name] for name in names]
     colors = [ORANGE if value == max(values) else GREY for value in values]
     bars = ax.barh(names, values, color=colors, height=0.6)
-    ax.bar_label(bars, fmt='{:,.0f}', padding=3, fontsize=8.5)
+    ax.bar_label(bars, fmt='{:,.4g}', padding=3, fontsize=8.5)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12 * max(values))
     ax.set_xlabel('milliseconds of a step, at best')

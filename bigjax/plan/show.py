@@ -177,4 +177,4 @@ def _rate(plan: Plan, answer: Answer) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f'{1e3 * seconds:,.1f} ms' if seconds < 1 else f'{seconds:,.2f} s'
+    return f'{1e3 * seconds:,.4g} ms' if seconds < 1 else f'{seconds:,.2f} s'

@@ -8,6 +8,7 @@ whole once; it is good as long as its files are those of its manifest.
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -43,18 +44,20 @@ class Checkpoints:
         self.directory, self.config = directory, config
         self.rejected: set[int] = set()
         self.pool = ThreadPoolExecutor(1)
-        self.saving: Future[None] | None = None
+        self.saving: Future[bool] | None = None
+        self.failures = 0
 
-    def wait(self) -> None:
-        """Until the last save is on disk. Raises: EnvironmentProblem if it failed."""
+    def wait(self) -> bool:
+        """Until the last save is on disk, or not: whether it is, or another is to be tried.
+
+        Raises: EnvironmentProblem if it failed, and would again.
+        """
         saving, self.saving = self.saving, None
-        if saving is not None:
-            saving.result()
+        return saving is None or saving.result()
 
-    def check(self) -> None:
-        """Raises: EnvironmentProblem if the last save has failed already."""
-        if self.saving is not None and self.saving.done():
-            self.wait()
+    def lost(self) -> bool:
+        """Whether the last save has failed already. Raises: as `wait`."""
+        return self.saving is not None and self.saving.done() and not self.wait()
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -96,8 +99,11 @@ def _save(checkpoints: Checkpoints, step: int, tree: Any, metrics: Mapping[str, 
 
 def _commit(
     checkpoints: Checkpoints, step: int, writing: Any, metrics: Mapping[str, float]
-) -> None:
-    """Waits for all processes' files; process 0 vouches for them and deletes what is too old."""
+) -> bool:
+    """Waits for all processes' files; process 0 vouches for them and deletes what is too old.
+
+    False after an error that may pass, if not too many came in a row.
+    """
     try:
         writing.result()
         if hosts.leads():
@@ -110,7 +116,16 @@ def _commit(
             manifest.patiently(partial(unnamed.rename, named))
             _retire(checkpoints, step)
     except Exception as error:
-        raise _failed(checkpoints, step, error) from error
+        failed = _failed(checkpoints, step, error)
+        lasts = checkpoints.failures == len(manifest.WAITS) or not manifest.may_pass(error)
+        if lasts or jax.process_count() > 1:  # the others do not know of it
+            raise failed from error
+        log.warning('%s; another save is tried', failed)
+        time.sleep(manifest.WAITS[checkpoints.failures])
+        checkpoints.failures += 1
+        return False
+    checkpoints.failures = 0
+    return True
 
 
 def _failed(checkpoints: Checkpoints, step: int, error: Exception) -> EnvironmentProblem:

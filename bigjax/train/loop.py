@@ -166,7 +166,7 @@ class Session:
             for step in range(start, stop + 1):
                 # here `step` updates are done, or dispatched
                 finished = step == stop
-                self.checkpoints.check()
+                save_again = self.checkpoints.lost()
                 if step > start or (eval_due(step) and self._missed(step)):
                     improved = eval_due(step) and self._evaluate(step, state)
                     request = self.asked_to_stop()
@@ -174,11 +174,13 @@ class Session:
                     if compare_every and step % compare_every == 0:
                         self._compare(step, state)
                     # weights that may be ruined push no good ones out
-                    due = improved or (save_due(step) and (finished or not self._judge()))
+                    due = save_due(step) and (finished or not self._judge())
                     if step == start:  # only its evaluation was missed
-                        due = improved
+                        due = False
                         self.checkpoints.rejected.add(step)  # has no metrics yet
-                    if due or (stopping and step > start):
+                    if improved or due or save_again or (stopping and step > start):
+                        self._save(step, state)
+                    while (finished or stopping) and not self.checkpoints.wait():
                         self._save(step, state)
                     if request and not finished:
                         raise Preempted(f'stopped by {request} and saved at step {step}')

@@ -112,10 +112,17 @@ def patiently(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except OSError as error:
-            if error.errno not in PASSING:
+            if not may_pass(error):
                 raise
             time.sleep(wait)
     return call()
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error is one of PASSING; TensorStore gives them as text."""
+    if isinstance(error, OSError):
+        return error.errno in PASSING
+    return any(os.strerror(number) in str(error) for number in PASSING)
 
 
 def _sha256(body: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -206,7 +207,8 @@ def interrupted(
 
     It goes to the script alone, or to all that runs in its terminal, as Ctrl-C does.
     """
-    default = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)'
+    # what a shell finds ignored, as under nohup, it cannot trap
+    default = f'import os, signal, sys; signal.signal({number.value}, signal.SIG_DFL)'
     process = subprocess.Popen(
         [sys.executable, '-c', f'{default}; os.execvp("bash", sys.argv[1:])', *command(*arguments)],
         env=cloud.environment(), start_new_session=True, stderr=subprocess.DEVNULL,
@@ -215,7 +217,11 @@ def interrupted(
     while after not in cloud.steps() and time.monotonic() < deadline:
         time.sleep(0.02)
     (os.kill if alone else os.killpg)(process.pid, number)
-    return process.wait(timeout=30)
+    try:
+        return process.wait(timeout=30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 # ssh

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -13,7 +14,7 @@ from bigjax.train import loop
 from bigjax.train.loop import train
 from bigjax.train.progress import Progress
 from bigjax.train.writers import read_events
-from tests.faults.runs import command, good, numbers
+from tests.faults.runs import command, end, good, numbers, start
 from tests.train.tiny import tiny_config
 
 CONFIG = tiny_config(**{'model.widths': (256, 256), 'checkpoint': {'every': 2, 'keep': 3}})
@@ -113,3 +114,75 @@ def test_row_17_a_disk_without_room_is_told_before_compiling(disk, untouched):
     fill(disk, leaving=0)
     with pytest.raises(EnvironmentProblem, match='No space left'):
         train(CONFIG, disk / 'other')
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+
+static atomic_int opens;
+
+/* whether this is one of the first EIO_OPENS opens of a new file of a checkpoint after step 2 */
+static int fails(const char *path, int flags) {
+    if (!(flags & 0100) || !strstr(path, ".partial") || strstr(path, "/2.partial")) return 0;
+    return atomic_fetch_add(&opens, 1) < atoi(getenv("EIO_OPENS"));
+}
+
+#define OPEN(name)                                              \
+    int name(const char *path, int flags, mode_t mode) {        \
+        if (fails(path, flags)) { errno = EIO; return -1; }     \
+        int (*next)(const char *, int, mode_t) = dlsym(RTLD_NEXT, #name); \
+        return next(path, flags, mode);                         \
+    }
+OPEN(open)
+OPEN(open64)
+
+#define OPENAT(name)                                            \
+    int name(int at, const char *path, int flags, mode_t mode) { \
+        if (fails(path, flags)) { errno = EIO; return -1; }     \
+        int (*next)(int, const char *, int, mode_t) = dlsym(RTLD_NEXT, #name); \
+        return next(at, path, flags, mode);                     \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+"""
+
+
+@pytest.fixture(scope='module')
+def shim(tmp_path_factory):
+    """A library that comes before libc's, in which opening files fails a few times."""
+    source = tmp_path_factory.mktemp('shim') / 'shim.c'
+    source.write_text(SHIM)
+    library = source.with_suffix('.so')
+    compiler = shutil.which('cc')
+    if compiler is None or sys.platform != 'linux':
+        pytest.skip('no C compiler here, or no Linux')
+    subprocess.run(
+        [compiler, '-shared', '-fPIC', '-o', str(library), str(source), '-ldl'], check=True
+    )
+    return library
+
+
+@pytest.mark.parametrize(('opens', 'code', 'saved'), [(2, 0, 6), (10**6, 78, 2)])
+def test_row_18_a_save_is_tried_again_but_not_for_ever(
+    shim, tmp_path, whole, config, opens, code, saved
+):
+    run = tmp_path / 'run'
+    wrapper = ['env', f'LD_PRELOAD={shim}', f'EIO_OPENS={opens}']
+    slowly = "before(Progress, 'update', lambda *_: time.sleep(0.5))"  # it is told while we run
+    errors = end(start(run, slowly, wrapper=wrapper), code)
+    log = (run / 'log.txt').read_text()
+    assert 'step 4 could not be saved' in log
+    assert log.count('another save is tried') == (1 if code == 0 else 3)
+    assert good(run, config) == saved
+    if code == 0:
+        assert numbers(run) == numbers(whole)
+    else:
+        # among what TensorStore says of the writes that nobody waits for any more
+        (line,) = (line for line in errors.splitlines() if line.startswith('bigjax: '))
+        assert 'Input/output error' in line
