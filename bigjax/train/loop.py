@@ -177,7 +177,8 @@ class Session:
                     due = save_due(step) and (finished or not self._judge())
                     if step == start:  # only its evaluation was missed
                         due = False
-                        self.checkpoints.rejected.add(step)  # has no metrics yet
+                        if improved:
+                            self.checkpoints.rejected.add(step)  # has no metrics yet
                     if improved or due or save_again or (stopping and step > start):
                         self._save(step, state)
                     while (finished or stopping) and not self.checkpoints.wait():

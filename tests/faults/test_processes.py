@@ -115,8 +115,8 @@ import os, sys, time
 from bigjax import cli
 from bigjax.train import loop
 whole = loop.batches.prefetched
-def prefetched(make, start, *rest):
-    for step, batch in enumerate(whole(make, start, *rest)):
+def prefetched(make, start, *rest, **named):
+    for step, batch in enumerate(whole(make, start, *rest, **named)):
         if step == 4 and '--process_id={hung}' in sys.argv:
             time.sleep(300)
         yield batch
@@ -127,6 +127,7 @@ sys.exit(cli.main(sys.argv[1:]))
     command = ['hang.py', *train(name, '--config.guard.seconds=5')[2:]]
     processes = launch(folder, 2, 2, command, flags)
     errors = ended(processes, 1, 1)
+    assert lines(errors), '\n'.join(errors)
     (line,) = lines(errors)
     assert line.startswith(f'bigjax: no progress for 5 s: process {hung} (')
     assert 'was waiting for data of step 5; stacks in' in line
