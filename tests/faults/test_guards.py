@@ -119,6 +119,8 @@ def test_row_21_a_loss_spike(tmp_path, monkeypatch, policy):
     usual = np.mean([losses[step] for step in range(40, 57)])
     assert losses[57] > 10 * usual
     rolled = [row for row in read_events(whole) if row['event'] == 'roll_back']
+    skipped = [row['train/skipped_steps'] for row in read_metrics(whole) if 'train/loss' in row]
+    assert skipped[55:58] == ([0, 0, 0] if policy == 'log' else [0, 1, 1])
     if policy == 'log':
         assert not rolled
     if policy == 'skip':
@@ -126,6 +128,17 @@ def test_row_21_a_loss_spike(tmp_path, monkeypatch, policy):
         assert not rolled
     if policy == 'roll_back':
         assert [(row['step'], row['details']['to']) for row in rolled] == [(57, 40)]
+        # the next step is one from the weights of step 40
+        run, size = build(config), config.train.batch_size
+        with (
+            jax.set_mesh(run.mesh),
+            checkpoint.open_checkpoints(whole, config.checkpoint) as checkpoints,
+        ):
+            state = checkpoint.restore(checkpoints, 40, run.abstract)
+            state = dataclasses.replace(state, step=state.step + 17)
+            batch = batches.train_batch(run.splits.sources['train'], 0, 57, size, slice(0, size))
+            _, logged = run.jitted_step()(state, jax.device_put(batch, run.batch_sharding))
+        assert losses[58] == float(logged['loss'])
     # killed at step 60, before anything after the spike was saved: the same again
     save = checkpoint.save
 
