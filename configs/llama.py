@@ -3,7 +3,7 @@
 Data:      made-up tokens, which do for planning and timing; set config.data for real ones
 Command:   bigjax plan --config=configs/llama.py:7b --topology=v5e:16x16
 Hardware:  TPU pods or GPU nodes (`:tiny`: a CPU)
-Time:      `:tiny` takes minutes; the others were planned (docs/plan.md), not run
+Time:      `:tiny` takes a minute; the others were planned (docs/plan.md), not run
 Score:     none measured; made-up tokens can reach ln 2 nats, validation of text is in bits per byte
 """
 
@@ -42,7 +42,7 @@ def get_config(size: str = '1.3b') -> ml_collections.ConfigDict:
     config.data = {
         'name': 'synthetic',
         'kind': 'tokens',
-        'examples': 100_000,
+        'examples': 2_000 if tiny else 100_000,
         'sequence_length': length,
         'vocab_size': 256 if tiny else 32_000,
     }

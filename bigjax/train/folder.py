@@ -53,7 +53,7 @@ def claim(workdir: Path, config: Config) -> None:
             f'{socket.gethostname()} does not see {path}, which process 0 wrote; expected a '
             '--workdir on a file system that all processes share'
         )
-    _refuse_another(workdir, json.loads(path.read_text()), plain)
+    _refuse_another(workdir, plain)
 
 
 def _appears(path: Path, seconds: float = 30) -> bool:
@@ -69,7 +69,7 @@ def _claim(workdir: Path, plain: dict[str, Any]) -> None:
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            _refuse_another(workdir, json.loads(path.read_text()), plain)
+            _refuse_another(workdir, plain)
         replace_file(path, json.dumps(plain, indent=2).encode())
         replace_file(workdir / ENVIRONMENT, json.dumps(environment(), indent=2).encode())
 
@@ -147,7 +147,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_another(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_another(workdir: Path, new: dict[str, Any]) -> None:
+    old = schema.to_dict(saved_config(workdir))  # with defaults for fields that it did not know
     changes = {
         key: values
         for key, values in configs.difference(old, new).items()

@@ -91,6 +91,15 @@ def test_another_config_is_refused_and_nothing_overwritten(tmp_path):
     assert (tmp_path / 'config.json').read_text() == before
 
 
+def test_a_run_goes_on_though_its_config_knows_less_fields(tmp_path):
+    first = train(tiny_config(), tmp_path)
+    path = tmp_path / 'config.json'
+    saved = json.loads(path.read_text())
+    del saved['precision'], saved['optimizer']['ema']
+    path.write_text(json.dumps(saved))
+    assert train(tiny_config(), tmp_path) == first
+
+
 def test_what_does_not_change_the_numbers_may_change(tmp_path, monkeypatch):
     stop_at(monkeypatch, 2)
     with pytest.raises(Preempted):
