@@ -3,7 +3,7 @@
 Data:      made-up tokens, which do for planning and timing; set config.data for real ones
 Command:   bigjax plan --config=configs/llama.py:7b --topology=v5e:16x16
 Hardware:  TPU pods or GPU nodes (`:tiny`: a CPU)
-Time:      `:tiny` takes a minute; the others were planned (docs/plan.md), not run
+Time:      `:tiny` takes two minutes; the others were planned (docs/plan.md), not run
 Score:     none measured; made-up tokens can reach ln 2 nats, validation of text is in bits per byte
 """
 

@@ -68,7 +68,10 @@ def test_shorthands():
         ({'share': 1.5}, 'config.share: expected a number >= 0 and <= 1, got 1.5'),
         ({'share': math.nan}, 'config.share: expected a finite number, got nan'),
         ({'share': '0.5'}, 'config.share: expected a float'),
-        ({'kind': 'tow'}, "config.kind: expected one of one, two, got 'tow'; did you mean 'two'"),
+        (
+            {'kind': 'tow'},
+            "config.kind: expected one of one, two, none, got 'tow'; did you mean 'two'",
+        ),
         ({'flag': 1}, 'config.flag: expected True or False, got 1'),
         ({'maybe': True}, 'config.maybe: expected an int, got True'),
         ({'inner': 3}, 'config.inner: expected a section'),

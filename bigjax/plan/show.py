@@ -14,6 +14,7 @@ from bigjax.plan.hlo import Collective
 from bigjax.plan.plan import Plan, cost, to_dict
 from bigjax.plan.roofline import roofline, speed, transfer_times
 from bigjax.plan.search import fits
+from bigjax.sharding.mesh import describe_mesh
 from bigjax.study import plots
 from bigjax.train.describe import in_bytes, si
 
@@ -21,8 +22,8 @@ ESTIMATE = (
     'ESTIMATE: the compiler for this target is not installed (extra {extra}); virtual CPU devices '
     'stand in for it, which partition alike but keep more in memory and compute in float32'
 )
-COMPILERS = {'tpu': "libtpu's compiler", 'cuda': "XLA's GPU compiler", 'cpu': "XLA's CPU compiler"}
 EXTRAS = {'tpu': 'plan', 'cuda': 'plan-gpu'}
+COMPILERS = {'tpu': "libtpu's compiler", 'cuda': "XLA's GPU compiler", 'cpu': "XLA's CPU compiler"}
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -47,7 +48,7 @@ def write(plan: Plan, out: Path) -> None:
 def parts(plan: Plan) -> Iterator[RenderableType]:
     """What there is to print, from the verdict to the advice."""
     answer, target = plan.answer, plan.target
-    yield f'{target.name}: {_devices(plan)}; mesh {_mesh(answer)}; {_batch(answer)}'
+    yield f'{target.name}: {_devices(plan)}; mesh {describe_mesh(answer.mesh)}; {_batch(answer)}'
     if target.is_estimate:
         kind = 'tpu' if str(target.kind).startswith('TPU') else 'cuda'
         yield f'[yellow]{ESTIMATE.format(extra=EXTRAS[kind])}[/yellow]'
@@ -73,10 +74,6 @@ def _devices(plan: Plan) -> str:
         f'{slices}{target.num_devices} devices ({target.kind or "CPU"}), '
         f'{COMPILERS[target.compiler]}, {plan.answer.seconds:.0f} s'
     )
-
-
-def _mesh(answer: Answer) -> str:
-    return ' '.join(f'{axis}={n}' for axis, n in answer.mesh.items() if n > 1) or 'one device'
 
 
 def _batch(answer: Answer) -> str:
@@ -150,7 +147,7 @@ def _roofline(plan: Plan) -> Table:
 def _ranking(plan: Plan) -> Table:
     def row(answer: Answer) -> tuple[str, ...]:
         peak = in_bytes(answer.peak) if answer.peak else '?'
-        start = _mesh(answer), answer.remat, f'{answer.rows:,}', peak
+        start = describe_mesh(answer.mesh), answer.remat, f'{answer.rows:,}', peak
         if not fits(answer, plan.target):
             return *start, '', '', 'does not fit'
         assert plan.target.chip is not None

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -107,9 +108,9 @@ def _num_slices(devices: list[jax.Device], by_node: bool) -> int:
     return len({device.process_index for device in devices}) if by_node else 1
 
 
-def describe_mesh(mesh: Mesh) -> str:
-    """The axes of more than one device, as `fsdp=4 tensor=2`."""
-    split = [f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1]
+def describe_mesh(sizes: Mapping[str, int]) -> str:
+    """The axes of more than one device, as `fsdp=4 tensor=2`; sizes: `mesh.shape`."""
+    split = [f'{axis}={size}' for axis, size in sizes.items() if size > 1]
     return ' '.join(split) or 'one device'
 
 

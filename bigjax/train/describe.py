@@ -51,7 +51,7 @@ def summary(run: Run) -> dict[str, str]:
     step_flops = flops.count(partial(train_step, run.recipe), state, batch).flops
     rows = {split: len(source) for split, source in run.splits.sources.items()}
     return {
-        'mesh': describe_mesh(run.mesh),
+        'mesh': describe_mesh(run.mesh.shape),
         'rows': ', '.join(f'{split} {count:,}' for split, count in rows.items()),
         'steps': f'{run.total_steps:,} of {config.train.batch_size} rows',
         'parameters': f'{trees.count(state.params):,}',
