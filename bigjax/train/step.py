@@ -5,8 +5,10 @@ of devices or microbatches; penalties on weights are added once a step. Losses t
 has of a row (a router's, `nn.experts`) weigh as much as the row does.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,11 +66,6 @@ def train_step(
     penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, trained)
     grads = jax.tree.map(jnp.add, grads, penalty_grads)
     grads = _filled(grads, jax.tree.map(jnp.zeros_like, state.params))
-    updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if recipe.ema is not None:
-        ema = optax.incremental_update(params, state.ema, step_size=1 - recipe.ema)
     logged = {
         'loss': loss + penalty,
         'grad_norm': optax.tree.norm(grads),
@@ -86,13 +83,11 @@ def train_step(
         recipe.guard, state.guard, logged['loss'], finite, excused
     )
     logged |= {'skipped_steps': counts.skipped, 'in_row': counts.in_row, 'verdict': verdict}
-    old = (state.params, state.collections, state.optimizer, state.ema)
-    new = (params, collections, optimizer, ema)
-    params, collections, optimizer, ema = jax.tree.map(
-        lambda new, old: jnp.where(taken, new, old), new, old
+    # a branch: a select between old and new would keep both, and copy
+    after = jax.lax.cond(
+        taken, partial(_updated, recipe), lambda state, *_: state, state, grads, collections
     )
-    step, rng = state.step + 1, state.rng
-    return TrainState(step, params, collections, optimizer, ema, rng, counts, scale), logged
+    return dataclasses.replace(after, step=state.step + 1, guard=counts, loss_scale=scale), logged
 
 
 def eval_step(
@@ -184,6 +179,16 @@ def _loss_sum(
     loss = _weighted_sum(found) + _row_losses(found, extra)
     aux = jnp.sum(found.weights), (sums, diagnostics), {**collections, **changed}
     return loss / unit, aux
+
+
+def _updated(recipe: Recipe, state: TrainState, grads: Any, collections: Any) -> TrainState:
+    updates, optimizer = recipe.optimizer.update(grads, state.optimizer, state.params)
+    params, ema = optax.apply_updates(state.params, updates), state.ema
+    if recipe.ema is not None:
+        ema = optax.incremental_update(params, ema, step_size=1 - recipe.ema)
+    return dataclasses.replace(
+        state, params=params, collections=collections, optimizer=optimizer, ema=ema
+    )
 
 
 def _trained(recipe: Recipe, params: Any) -> Any:
