@@ -184,10 +184,12 @@ def _crossval(arguments: argparse.Namespace, overrides: Overrides) -> None:
 def _eval(arguments: argparse.Namespace, overrides: Overrides) -> None:
     from bigjax.train.folder import saved_config
     from bigjax.train.outcome import evaluate_run
+    from bigjax.train.preemption import stop_requests
 
     _start_jax()
     config = override(saved_config(arguments.workdir), overrides)
-    evaluate_run(config, arguments.workdir, arguments.split, arguments.checkpoint, _console())
+    with stop_requests():
+        evaluate_run(config, arguments.workdir, arguments.split, arguments.checkpoint, _console())
 
 
 def _generate(arguments: argparse.Namespace, overrides: Overrides) -> None:
@@ -226,9 +228,11 @@ def _import(arguments: argparse.Namespace, _: Overrides) -> None:
 
 def _export(arguments: argparse.Namespace, _: Overrides) -> None:
     from bigjax.exporting import export_run
+    from bigjax.train.preemption import stop_requests
 
     _start_jax()
-    export_run(arguments.workdir, arguments.out, arguments.to, arguments.checkpoint)
+    with stop_requests():
+        export_run(arguments.workdir, arguments.out, arguments.to, arguments.checkpoint)
     print(arguments.out)
 
 

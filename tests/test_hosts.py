@@ -363,18 +363,6 @@ def test_an_error_in_one_ends_all(folder, error, code, failing):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other(folder):
-    processes = launch(folder, 2, 2, train('lost', MESHES['fsdp']), flags, SLEEP='.5')
-    until(lambda: has_step(folder / 'lost', 1))
-    started = time.monotonic()
-    processes[1].kill()
-    for process in processes:
-        process.communicate(timeout=60)
-    assert time.monotonic() - started < 30
-    assert processes[0].returncode not in (0, 70, 75, 78)
-
-
-@pytest.mark.slow
 def test_what_no_process_can_run_is_said_once(folder):
     processes = launch(folder, 2, 2, train('no', '--config.model.name=mpl'), flags)
     (line,) = lines(ended(processes, 78, 78))

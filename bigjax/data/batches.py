@@ -6,7 +6,7 @@ dropped. Each process reads only its own part of the batch.
 """
 
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from bigjax.data.core import Batch, Source
+from bigjax.errors import PeerLost, one_line
 from bigjax.sharding.mesh import process_rows
 
 T = TypeVar('T')
@@ -71,7 +72,8 @@ def prefetched(
 ) -> Generator[T, None, None]:
     """`make(start), ..., make(stop - 1)` in order, each made in a thread up to `depth` ahead.
 
-    An exception in `make` is raised where its result is asked for.
+    An exception in `make` is raised where its result is asked for. Raises: PeerLost where a process
+    that reads for it died.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix='data') as pool:
         waiting = [pool.submit(make, index) for index in range(start, min(start + depth, stop))]
@@ -79,7 +81,14 @@ def prefetched(
             ready = waiting.pop(0)
             if index + depth < stop:
                 waiting.append(pool.submit(make, index + depth))
-            yield ready.result()
+            try:
+                made = ready.result()
+            except (BrokenExecutor, EOFError, ConnectionError) as error:
+                raise PeerLost(
+                    f'a process that reads data died over batch {index + 1} '
+                    f'({type(error).__name__}: {one_line(error)}); see whether memory ran out'
+                ) from error
+            yield made
 
 
 def to_device(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int) -> Batch:

@@ -5,6 +5,7 @@ Shapes: B batch, T sequence.
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,8 @@ def export(trained: Trained, out: Path, to: str) -> None:
     if out.exists():
         raise ConfigError(f'--out: {out} exists, and is not written over; choose another')
     partial = out.with_name(f'{out.name}.partial')
-    partial.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of one that was stopped
+    partial.mkdir(parents=True)
     WRITERS[to](trained, partial)
     partial.rename(out)
 

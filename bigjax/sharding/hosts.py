@@ -42,6 +42,8 @@ END_SECONDS = 600
 """How long the others wait at the end for process 0, which writes the report."""
 
 FAILURE = 'bigjax/failure'
+NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
+"""The service's own key."""
 DATA = 'waiting for data'
 MPI = (('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('PMI_SIZE', 'PMI_RANK'))
 
@@ -165,12 +167,27 @@ def end_late(step: int, doing: str, seconds: float, hint: str) -> NoReturn:
         if (step, doing != DATA) == behind
     ]
     line = f'no progress for {seconds:g} s: {"; ".join(names)}; {hint}'
+    end_all(EXIT_FAILED, line)
+
+
+def end_all(code: int, line: str) -> NoReturn:
+    """Leaves at once, and so does every other process, with one line of them all."""
     with _ending:
-        if global_state.client is None:
-            end_now(EXIT_FAILED, line)
-        with suppress(JaxRuntimeError):
-            _service().key_value_set(FAILURE, json.dumps({'code': EXIT_FAILED, 'line': line}))
-        _leave(EXIT_FAILED, line if leads() else None)
+        if global_state.client is not None:
+            with suppress(JaxRuntimeError):  # another has said so before
+                _service().key_value_set(FAILURE, json.dumps({'code': code, 'line': line}))
+            _leave(code, line if leads() else None)
+        _end_now(code, line)
+
+
+def preempted() -> bool:
+    """Whether any of several processes has had a SIGTERM, which JAX's service catches."""
+    if global_state.client is None:
+        return False
+    try:
+        return bool(_service().key_value_try_get(NOTICE))
+    except JaxRuntimeError:  # none has
+        return False
 
 
 def _service() -> Any:
@@ -296,7 +313,7 @@ def _limited(seconds: int, coordinator: str, count: int, index: int) -> Iterator
             what = f'not all of the {count} processes came to {coordinator}'
         except OSError as error:
             what = f'process {index}: no answer from the coordinator {coordinator} ({error})'
-        end_now(PeerLost.exit_code, f'{what} within {seconds} s; is each of them running?')
+        _end_now(PeerLost.exit_code, f'{what} within {seconds} s; is each of them running?')
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -339,10 +356,10 @@ def _leave(code: int, line: str | None) -> NoReturn:
         _service().wait_at_barrier('bigjax/leave', 10_000)
     if leads():
         time.sleep(1.0)  # the service ends with this process, and whoever still listens crashes
-    end_now(code, line)
+    _end_now(code, line)
 
 
-def end_now(code: int, line: str | None) -> NoReturn:
+def _end_now(code: int, line: str | None) -> NoReturn:
     """Leaves at once, whatever other threads are doing."""
     if line is not None:
         print(f'bigjax: {line}', file=sys.stderr)

@@ -29,6 +29,9 @@ from bigjax.train.writers import Row, columns, read_events, read_metrics, replac
 HEADLINES = ('accuracy', 'auc', 'r2', 'bits_per_byte', 'perplexity', 'loss')
 """What sums a run up, the first that it has, unless its config says otherwise."""
 
+PARTS = {'start': 'init', 'eval': 'evaluation', 'save': 'checkpoint'}
+"""Of a run's time, where the event has another name."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -172,7 +175,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield 'steps', f'{run.metrics[-1]["step"]:,}'
     if spent := _time_spent(run):
         yield 'wall time', duration(sum(spent.values()))
-        yield 'goodput', f'{spent["train"] / sum(spent.values()):.0%}'
+        yield 'goodput', f'{spent.get("steps", 0) / sum(spent.values()):.0%}'
     if 'perf/step_seconds' in series:
         step = float(np.median(series['perf/step_seconds'][1]))
         yield 'a step', f'{step * 1e3:,.3g} ms'
@@ -222,16 +225,30 @@ def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str
 def _time_spent(run: Run) -> dict[str, float]:
     """Seconds by what they went into; the time between two attempts is nobody's."""
     times: dict[int, list[float]] = {}
+    spent = {'steps': 0.0}
+    undone = {
+        row['details']['of_attempt']: row.get('step', 0)
+        for row in run.events
+        if row['event'] == 'lost_work'
+    }
     for row in run.metrics:
         times.setdefault(row['attempt'], []).append(row['time'])
-    spent: dict[str, float] = {}
     for row in run.events:
-        seconds = row['details'].get('seconds', 0)
-        times.setdefault(row['attempt'], []).extend((row['time'] - seconds, row['time']))
-        if seconds:
-            spent[row['event']] = spent.get(row['event'], 0) + seconds
+        name, attempt, details, ended = (row[k] for k in ('event', 'attempt', 'details', 'time'))
+        if name == 'lost_work':  # its lines are gone
+            attempt, ended = details['of_attempt'], details['until']
+        seconds = details.get('seconds', 0)
+        times.setdefault(attempt, []).extend((ended - seconds, ended))
+        if not seconds or (name == 'steps' and row['step'] > undone.get(attempt, row['step'])):
+            continue
+        ends = '_seconds'
+        parts = {k.removesuffix(ends): v for k, v in details.items() if k.endswith(ends)}
+        for part, own in {name: seconds - sum(parts.values()), **parts}.items():
+            part = PARTS.get(part, part.replace('_', ' '))
+            spent[part] = spent.get(part, 0.0) + own
     total = sum(max(attempt) - min(attempt) for attempt in times.values())
-    return {'train': max(total - sum(spent.values()), 0), **spent} if total else {}
+    spent['other'] = max(total - sum(spent.values()), 0.0)
+    return {part: seconds for part, seconds in spent.items() if seconds} if total else {}
 
 
 # What the template says of a value.

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from bigjax import chips
 
 
@@ -30,10 +32,17 @@ class Clock:
         self.work, self.started = work, started
         self.step: int | None = None
         self.idle = self.waited = self.stepping = 0.0
+        self.noted = self.lapped = self._reading()
 
     def restart(self, step: int) -> None:
-        self.step, self.since = step, time.perf_counter()
-        self.idle = self.waited = 0.0
+        """Whatever was measured before belongs to no step."""
+        self.step, self.noted, self.lapped = step, self._reading(), self._reading()
+
+    def steps(self) -> dict[str, float]:
+        """Of the steps since the last call: seconds, and those of them spent waiting for data."""
+        before, self.noted = self.noted, self._reading()
+        seconds, waited = self.noted - before
+        return {'seconds': seconds, 'data_wait_seconds': waited}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -53,21 +62,26 @@ class Clock:
         goodput: the part of the attempt's time so far that went into steps. mfu: of known chips.
         """
         if self.step is None or step <= self.step:
-            self.restart(step)
+            self.step, self.lapped = step, self._reading()
             return {}
-        now, steps, work = time.perf_counter(), step - self.step, self.work
-        self.stepping += now - self.since - self.idle
-        seconds = (now - self.since - self.idle) / steps
+        steps, work, before = step - self.step, self.work, self.lapped
+        self.step, self.lapped = step, self._reading()
+        stepping, waited = self.lapped - before
+        self.stepping += stepping
+        seconds = stepping / steps
         timing = {
             'step_seconds': seconds,
-            'data_wait_seconds': self.waited / steps,
+            'data_wait_seconds': waited / steps,
             'examples_per_second': work.examples / seconds,
             'flops_per_second': work.flops / seconds,
-            'goodput': self.stepping / (now - self.started),
+            'goodput': self.stepping / (time.perf_counter() - self.started),
         }
         if work.tokens is not None:
             timing['tokens_per_second'] = work.tokens / seconds
         if (mfu := chips.mfu(work.flops, seconds, work.kind, work.devices)) is not None:
             timing['mfu'] = mfu
-        self.restart(step)
         return timing
+
+    def _reading(self) -> np.ndarray:
+        """Seconds that the clock ran, and that data was waited for, [2]."""
+        return np.array([time.perf_counter() - self.idle, self.waited])

@@ -6,7 +6,6 @@ only evaluation and saving wait for them.
 
 import dataclasses
 import logging
-import statistics
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -24,35 +23,31 @@ from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
 from bigjax.sharding import hosts
-from bigjax.sharding.mesh import process_rows, replicated
+from bigjax.sharding.mesh import process_rows
 from bigjax.train import (
     checkpoint,
     evaluate,
     folder,
-    guard,
     lock,
     outcome,
     profiling,
-    replicas,
     selection,
 )
 from bigjax.train.build import Run, build, metric_names, with_pretrained_shape
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.clock import Clock, Work
+from bigjax.train.judge import Judge
 from bigjax.train.model_flops import model_flops
 from bigjax.train.preemption import Stop, stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
-from bigjax.train.state import TrainState, nonfinite
+from bigjax.train.state import TrainState
 from bigjax.train.watchdog import Beat, watchdog
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
 
-WATCHED = ('loss', 'grad_norm', 'verdict', 'in_row')
 WAITING = 'waiting for the devices'
-JUDGE_EVERY = 10
-"""Steps between two looks at what was refused; the step itself refuses without being looked at."""
 
 
 def train(
@@ -90,7 +85,9 @@ def train(
             jax.set_mesh(run.mesh),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
+            began = time.perf_counter()
             state, restored = _first_state(run, checkpoints)
+            restoring = 0.0 if restored is None else time.perf_counter() - began
             profiling.check_steps(profiled, restored or 0, run.total_steps)
             sinks = (
                 open_sinks(config.sinks, workdir, restored, schema.to_dict(config)) if leads else {}
@@ -103,6 +100,7 @@ def train(
                     'start',
                     restored,
                     seconds=seconds,
+                    restore_seconds=restoring,
                     processes=jax.process_count(),
                     formula=formula,
                     **dataclasses.asdict(work),
@@ -115,7 +113,11 @@ def train(
                     session = Session(
                         run, workdir, checkpoints, writer, show, clock, tracer, beat, stop
                     )
-                    state = session.run(state, restored or 0)
+                    try:
+                        state = session.run(state, restored or 0)
+                    except Diverged:
+                        session.log()
+                        raise
                 checkpoints.wait()
                 stop.holds = False
                 results = _conclude(run, workdir, checkpoints, state, writer)
@@ -145,12 +147,9 @@ class Session:
         self.show = show
         self.history = hosts.first('history', partial(_history, workdir), 60)
         self.evaluate = outcome.evaluator(run)
-        self.nonfinite = jax.jit(nonfinite, out_shardings=replicated(run.mesh))
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.clock, self.tracer, self.beat = clock, tracer, beat
-        self.in_row = 0
-        self.watched: list[tuple[int, dict[str, Any]]] = []
-        self.compare = replicas.comparer(run.mesh, run.abstract.params)
+        self.judge = Judge(run, checkpoints, writer, clock, beat)
         self.last_values: dict[str, float] = {}
 
     def run(self, state: TrainState, start: int) -> TrainState:
@@ -172,9 +171,9 @@ class Session:
                     request = self.asked_to_stop()
                     stopping = bool(request) or self._waited_enough(eval_due(step))
                     if compare_every and step % compare_every == 0:
-                        self._compare(step, state)
+                        self.judge.compare(step, state)
                     # weights that may be ruined push no good ones out
-                    due = save_due(step) and (finished or not self._judge())
+                    due = save_due(step) and (finished or not self.judge.refused())
                     if step == start:  # only its evaluation was missed
                         due = False
                         if improved:
@@ -202,13 +201,9 @@ class Session:
                     seconds = time.perf_counter() - started
                     self.writer.event('compile', step, seconds=seconds)
                     self.clock.restart(step + 1)
-                self._log()
+                self.log()
                 self.show.update(step)
-                self.watched.append((step + 1, {name: logged[name] for name in WATCHED}))
-                if run.config.guard.spike == 'roll_back':
-                    state = self._rolled_back(step + 1, state)
-                elif (step + 1) % JUDGE_EVERY == 0:
-                    self._judge(but=1)
+                state = self.judge.hear(step + 1, logged, state)
                 if log_due(step + 1) or step == start:
                     self.pending = step + 1, logged
                 if self.tracer.ends(step + 1, state):
@@ -218,7 +213,7 @@ class Session:
                         log.info(self.tracer.finish(compiled.as_text() or ''))
                         seconds = time.perf_counter() - started
                         self.writer.event('profile', step + 1, seconds=seconds)
-        self._log()
+        self.log()
         self.beat(stop, '')
         return state
 
@@ -231,8 +226,8 @@ class Session:
         source = self.ran.splits.sources.get('val')
         if source is None:
             return False
-        self._log()
-        self._judge()
+        self.log()
+        self.judge.refused()
         self.beat(step, '')
         with self.clock.paused():
             started = time.perf_counter()
@@ -262,12 +257,13 @@ class Session:
         return selection.should_stop(config, self.history.get(config.metric, []))
 
     def _save(self, step: int, state: TrainState) -> None:
-        self._log()
-        self._judge()
+        self.log()
+        self.judge.refused()
         self.beat(step, '')
+        self.writer.event('steps', step, **self.clock.steps())
         with self.clock.paused():
             started = time.perf_counter()
-            self._require_finite_state(step, state)
+            self.judge.require_finite(step, state)
             scored = {
                 name: points[-1][1]
                 for name, points in self.history.items()
@@ -276,7 +272,7 @@ class Session:
             checkpoint.save(self.checkpoints, step, state, scored)
             self.writer.event('save', step, seconds=time.perf_counter() - started)
 
-    def _log(self) -> None:
+    def log(self) -> None:
         """Reads and writes the metrics that wait, if any."""
         if self.pending is None:
             return
@@ -290,89 +286,10 @@ class Session:
         numbers = {f'train/{name}': float(value) for name, value in {**host, **measured}.items()}
         timing = self.clock.lap(step)
         if timing:
-            self._find_stragglers(step, timing['data_wait_seconds'], timing['step_seconds'])
+            self.judge.find_stragglers(step, timing['data_wait_seconds'], timing['step_seconds'])
         numbers |= {f'perf/{name}': value for name, value in timing.items()}
         self.writer.metrics(step, numbers)
         self.show.update(step, numbers)
-
-    def _judge(self, but: int = 0) -> bool:
-        """Tells of the updates since the last time that were no good, `but` for the latest ones.
-
-        Whether one was refused and none taken since. Raises: Diverged where the budget is spent.
-        """
-        count = len(self.watched) - but
-        read, self.watched = jax.device_get(self.watched[:count]), self.watched[count:]
-        for step, told in read:
-            verdict = guard.VERDICTS[told['verdict']]
-            self.in_row = int(told['in_row'])
-            if verdict is None:
-                continue
-            found = {name: float(told[name]) for name in ('loss', 'grad_norm')}
-            self.writer.event(
-                'bad_step', step, why=verdict, in_row=self.in_row, rows=self._rows(step), **found
-            )
-            if self.in_row >= self.ran.config.guard.budget:
-                self._log()
-                self.checkpoints.wait()
-                there = checkpoint.steps(self.checkpoints)
-                self.writer.event('diverged', step, **found)
-                raise Diverged(
-                    f'step {step}: train/loss is {found["loss"]}, gradient norm '
-                    f'{found["grad_norm"]}, the {self.in_row}. update in a row to be refused; '
-                    'lower optimizer.learning_rate or set optimizer.clip; '
-                    + (f'the last checkpoint is of {there[-1]}' if there else 'nothing was saved')
-                )
-        return self.in_row > 0
-
-    def _rows(self, step: int) -> list[int]:
-        """Numbers of the rows of the train split that step `step` read."""
-        config, source = self.ran.config, self.ran.splits.sources['train']
-        size = config.train.batch_size
-        return batches.train_indices(len(source), config.seed, (step - 1) * size, size).tolist()
-
-    def _rolled_back(self, step: int, state: TrainState) -> TrainState:
-        """The last checkpoint's state, as that after `step`, if there was a spike. Waits."""
-        spiked = guard.VERDICTS[int(self.watched[-1][1]['verdict'])] == guard.SPIKE
-        self._judge()
-        if not spiked:
-            return state
-        self.beat(step, '')
-        self.checkpoints.wait()
-        last = checkpoint.latest_good(self.checkpoints)
-        if last is None:
-            raise Diverged(f'step {step}: train/loss spikes, and there is no checkpoint to go to')
-        back = checkpoint.restore(self.checkpoints, last, self.ran.abstract)
-        self.writer.event('roll_back', step, to=last)
-        log.warning('step %d: train/loss spikes; on with the weights of step %d', step, last)
-        return dataclasses.replace(back, step=state.step, guard=state.guard)
-
-    def _compare(self, step: int, state: TrainState) -> None:
-        """Raises: Diverged where a copy of the parameters is not what the others are."""
-        with self.clock.paused():
-            started = time.perf_counter()
-            different = self.compare(state.params)
-            seconds = time.perf_counter() - started
-            self.writer.event('compare', step, seconds=seconds, different=different)
-        if different:
-            raise Diverged(f'step {step}: silent data corruption: {different[0]}; replace it')
-
-    def _find_stragglers(self, step: int, waited: float, seconds: float) -> None:
-        """Tells of processes whose data takes twice the median, and a tenth of a step more."""
-        every = hosts.told('data_wait_seconds', waited)
-        usual = statistics.median_low(every.values()) if every else 0.0
-        limit = max(2 * usual, usual + seconds / 10)
-        slow = {process: own for process, own in every.items() if own > limit}
-        if slow:
-            self.writer.event('straggler', step, data_wait_seconds=slow, median=usual)
-
-    def _require_finite_state(self, step: int, state: TrainState) -> None:
-        bad = [name for name, found in jax.device_get(self.nonfinite(state)).items() if found]
-        if bad:
-            self.writer.event('diverged', step, leaves=bad)
-            raise Diverged(
-                f'step {step} is not saved: {bad[0]} is not finite, nor are {len(bad) - 1} more; '
-                'lower optimizer.learning_rate or set optimizer.clip'
-            )
 
 
 def _work(run: Run) -> tuple[Work, str]:

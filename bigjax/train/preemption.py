@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ class Stop:
     Of several processes, any may get the signal; all hear of it at the same call.
 
     holds: whether there is something to save first. Where there is not (before the first step, and
-    after the last is saved), a process that is alone ends by itself, whatever it is doing.
+    after the last is saved), all processes end by themselves, whatever they are doing.
     """
 
     def __init__(self) -> None:
@@ -56,14 +56,21 @@ def stop_requests() -> Iterator[Stop]:
 
     def leave() -> None:
         """In a thread, for the handler only runs once the main one is back from a compiler."""
-        while number := os.read(reads, 1):
-            if number[0] in before and not several and not stop.holds:
-                name = signal.Signals(number[0]).name
-                line = f'stopped by {name} with nothing to save; the same command goes on'
-                hosts.end_now(Preempted.exit_code, line)
+        asked = None
+        while not ended.wait(0.5):
+            with suppress(BlockingIOError):
+                number = os.read(reads, 1)[0]
+                asked = signal.Signals(number).name if number in before else asked
+            if hosts.preempted():
+                asked = 'SIGTERM'
+            if asked is not None and not stop.holds:
+                line = f'stopped by {asked} with nothing to save; the same command goes on'
+                hosts.end_all(Preempted.exit_code, line)
 
     reads, writes = os.pipe()
+    os.set_blocking(reads, False)
     os.set_blocking(writes, False)
+    ended = threading.Event()
     try:
         # a handler of ours for SIGTERM would unseat the service's
         for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
@@ -80,6 +87,7 @@ def stop_requests() -> Iterator[Stop]:
             signal.set_wakeup_fd(old)
         for caught, handler in before.items():
             signal.signal(caught, handler)
-        os.close(writes)
+        ended.set()
         thread.join()
+        os.close(writes)
         os.close(reads)

@@ -63,11 +63,12 @@ class Writer(AbstractContextManager):
         past, _ = _mend(events, lambda row: True)
         self.attempt = 1 + max((row['attempt'] for row in past), default=0)
         last_step = -1 if restored_step is None else restored_step
-        _, dropped = _mend(metrics, lambda row: row['step'] <= last_step)
+        kept, dropped = _mend(metrics, lambda row: row['step'] <= last_step)
         self._metrics = metrics.open('a', buffering=1, encoding='utf-8')
         self._events = events.open('a', buffering=1, encoding='utf-8')
-        if dropped:
-            self.event('drop', restored_step, lines=dropped)
+        done = [row for row in [*kept, *past] if row.get('step', -1) <= last_step]
+        for attempt in sorted({row['attempt'] for row in dropped}):
+            self.event('lost_work', restored_step, **_lost(attempt, done, dropped, past))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of numbers, already on the host, and hand them to the sinks."""
@@ -219,16 +220,35 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], int]:
-    """Leave in `path` the whole lines that `keep` accepts: (those rows, how many it refused)."""
+def _lost(attempt: int, done: list[Row], dropped: list[Row], events: list[Row]) -> Row:
+    """What an attempt did that is to be done again, and for how many seconds, as far as it told.
+
+    done: rows of what need not be; dropped: rows of metrics past that.
+    """
+    since, until = (
+        max((row['time'] for row in rows if row['attempt'] == attempt), default=math.inf)
+        for rows in (done, dropped)
+    )
+    lines = sum(row['attempt'] == attempt for row in dropped)
+    other = sum(
+        row['details'].get('seconds', 0)
+        for row in events
+        if row['attempt'] == attempt and since < row['time'] <= until and row['event'] != 'steps'
+    )
+    seconds = max(until - since - other, 0.0)
+    return {'of_attempt': attempt, 'lines': lines, 'until': until, 'seconds': seconds}
+
+
+def _mend(path: Path, keep: Callable[[Row], bool]) -> tuple[list[Row], list[Row]]:
+    """Leave in `path` the whole lines that `keep` accepts: (those rows, the others)."""
     if not path.is_file():
-        return [], 0
+        return [], []
     rows = read_lines(path)
-    kept = [row for row in rows if keep(row)]
+    kept, refused = ([row for row in rows if bool(keep(row)) == want] for want in (True, False))
     content = ''.join(map(_dumps, kept)).encode()
     if content != path.read_bytes():
         replace_file(path, content)
-    return kept, len(rows) - len(kept)
+    return kept, refused
 
 
 def _append(file: TextIO, row: Row) -> None:

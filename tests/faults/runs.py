@@ -49,9 +49,14 @@ def command(workdir, *flags):
 
 def start(workdir, patch='', *flags, wrapper=()):
     """A process that runs it, after the lines of `patch`."""
+    return bigjax(patch, *command(workdir, *flags), wrapper=wrapper)
+
+
+def bigjax(patch, *arguments, wrapper=()):
+    """A process of any command, after the lines of `patch`."""
     code = PATCHED.replace('{patch}', patch)
     return subprocess.Popen(
-        [*wrapper, sys.executable, '-c', code, *command(workdir, *flags)],
+        [*wrapper, sys.executable, '-c', code, *arguments],
         cwd=ROOT,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         stderr=subprocess.PIPE,

@@ -1,4 +1,5 @@
-"""Rows 19, 20, 21, 25: batches that poison a run, and a replica that is not what it should be."""
+"""Rows 19, 20, 21, 25, 27: batches that poison a run, a replica that is not what it should be, and
+a sink that raises."""
 
 import dataclasses
 import json
@@ -10,7 +11,7 @@ import pytest
 
 from bigjax.data import batches
 from bigjax.errors import Diverged
-from bigjax.train import checkpoint, guard, loop, replicas
+from bigjax.train import checkpoint, guard, loop, replicas, writers
 from bigjax.train.build import build
 from bigjax.train.step import train_step
 from bigjax.train.writers import read_events, read_metrics
@@ -80,10 +81,13 @@ def test_row_19_one_batch_that_is_not_finite_changes_nothing(tmp_path, monkeypat
 def test_row_20_nan_again_and_again_ends_before_any_is_applied(tmp_path, monkeypatch):
     config = tiny_config(**EMA | {'train.steps': 40, 'train.log_every': 40})
     poison(monkeypatch, lambda step: np.nan if step > 4 else 1)
-    with pytest.raises(Diverged, match=r'step 7: train/loss is nan.*3\. update.*is of 4') as e:
+    with pytest.raises(Diverged, match=r'step 7, .* is nan.*3 updates in a row.*is of 4') as e:
         loop.train(config, tmp_path)
     assert e.value.exit_code == 70
-    assert [row['step'] for row in bad_steps(tmp_path)] == [5, 6, 7]
+    bad = bad_steps(tmp_path)
+    assert [row['step'] for row in bad] == [5, 6, 7]
+    rows = ', '.join(map(str, bad[-1]['details']['rows'][:8]))
+    assert str(e.value).startswith(f'step 7, on rows {rows}, ... of train: ')
     assert good(tmp_path, config) == 4
     leaves = jax.tree.leaves(state_at(tmp_path, config, 4))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -183,3 +187,15 @@ def test_row_25_a_run_ends_before_it_saves_what_differs(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match='step 4: silent data corruption: w: device 3'):
         loop.train(config, tmp_path)
     assert good(tmp_path, config) is None
+
+
+def test_row_27_a_metrics_sink_raises(tmp_path, monkeypatch, config, whole):
+    def fail(step, values):
+        raise ConnectionError('gone')
+
+    sink = writers.Sink(fail, lambda: None)
+    monkeypatch.setitem(writers.SINKS, 'tensorboard', lambda *_: sink)
+    loop.train(dataclasses.replace(config, sinks=('tensorboard',)), tmp_path)
+    assert numbers(tmp_path) == numbers(whole)
+    (event,) = (row for row in read_events(tmp_path) if row['event'] == 'sink_failed')
+    assert 'gone' in event['details']['error']

@@ -58,9 +58,8 @@ def _write_training(workdir: Path, curves: Callable[[int, str], dict[str, float]
         _steps(writer, clock, range(10, 710, 10), curves)
     clock.now += 600
     with mock.patch('time.time', clock), Writer(workdir, restored_step=600) as writer:
-        writer.event('start', devices=8)
-        clock.now += 1.1
-        writer.event('restore', 600, seconds=1.1)
+        clock.now += 2.0
+        writer.event('start', 600, devices=8, seconds=2.0, restore_seconds=1.1)
         _steps(writer, clock, range(610, 1130, 10), curves)
         writer.event('stop', 1120, reason='done')
 
@@ -92,6 +91,8 @@ def _steps(
             clock.now += 0.4
             writer.event('evaluate', step, split='val', seconds=0.4)
             writer.metrics(step, {f'val/{name}': v for name, v in curves(step, 'val').items()})
+            writer.event('steps', step, seconds=2.8, data_wait_seconds=0.7)
+            clock.now += 0.1
             writer.event('save', step, seconds=0.1)
 
 

@@ -37,3 +37,18 @@ def test_pauses_are_left_out(now):
 
 def test_mfu_is_of_the_peak_of_all_devices(now):
     assert lap(now, 'TPU v5 lite')['mfu'] == pytest.approx(3e14 / (2 * 197e12))
+
+
+def test_steps_are_counted_apart_from_what_is_not_one(now):
+    measured = Clock(Work(8, None, 1, 'cpu', 1), now[0])
+    now[0] += 5
+    measured.restart(1)
+    with measured.waiting():
+        now[0] += 1
+    now[0] += 3
+    measured.lap(2)
+    with measured.paused():
+        now[0] += 7
+    assert measured.steps() == {'seconds': 4.0, 'data_wait_seconds': 1.0}
+    now[0] += 2
+    assert measured.steps() == {'seconds': 2.0, 'data_wait_seconds': 0.0}

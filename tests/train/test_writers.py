@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+import time
 import types
 
 import numpy as np
@@ -95,8 +96,36 @@ def test_a_resumed_run_has_neither_gap_nor_duplicate(tmp_path):
             writer.metrics(step, {'train/loss': step})
     assert steps(tmp_path) == list(range(10))
     assert [row['attempt'] for row in read_metrics(tmp_path)] == [1] * 5 + [2] * 5
-    (event,) = [row for row in read_events(tmp_path) if row['event'] == 'drop']
-    assert event['details'] == {'lines': 3}
+    (event,) = [row for row in read_events(tmp_path) if row['event'] == 'lost_work']
+    assert (event['details']['of_attempt'], event['details']['lines']) == (1, 3)
+
+
+def test_lost_work_is_what_steps_took_since_what_was_restored(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, 'time', lambda: now[0])
+
+    def attempt(restored, steps):
+        now[0] += 1000
+        with Writer(tmp_path, restored) as writer:
+            writer.event('start', restored, seconds=5)
+            for step in steps:
+                now[0] += 10
+                writer.metrics(step, {'train/loss': 1})
+                if step % 2 == 0:
+                    now[0] += 1
+                    writer.event('steps', step, seconds=10)
+                    writer.event('save', step, seconds=1)
+
+    attempt(None, [1, 2, 3, 4, 5])
+    attempt(4, [5, 6, 7, 8])
+    attempt(2, [3])  # the later ones were bad
+    lost = [row for row in read_events(tmp_path) if row['event'] == 'lost_work']
+    assert [(row['attempt'], row['step']) for row in lost] == [(2, 4), (3, 2), (3, 2)]
+    assert [(row['details']['of_attempt'], row['details']['seconds']) for row in lost] == [
+        (1, 10),
+        (1, 20),
+        (2, 40),
+    ]
 
 
 def test_a_run_that_restored_nothing_starts_its_metrics_afresh(tmp_path):
