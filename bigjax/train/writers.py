@@ -66,7 +66,8 @@ class Writer(AbstractContextManager):
         kept, dropped = _mend(metrics, lambda row: row['step'] <= last_step)
         self._metrics = metrics.open('a', buffering=1, encoding='utf-8')
         self._events = events.open('a', buffering=1, encoding='utf-8')
-        done = [row for row in [*kept, *past] if row.get('step', -1) <= last_step]
+        starts = [row for row in past if row['event'] == 'start']  # maybe of a later step
+        done = [*kept, *starts, *(row for row in past if row.get('step', -1) <= last_step)]
         for attempt in sorted({row['attempt'] for row in dropped}):
             self.event('lost_work', restored_step, **_lost(attempt, done, dropped, past))
 
