@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -32,21 +32,22 @@ Numbers = list[tuple[int, dict[str, str]]]
 
 RUN = [
     f'--config={ROOT}/configs/digits_cnn.py', '--config.train.epochs=none',
-    '--config.train.steps=600', '--config.train.log_every=1', '--config.eval.every=20',
+    '--config.train.steps=300', '--config.train.log_every=1', '--config.eval.every=20',
     '--config.checkpoint.every=5', '--config.checkpoint.keep=2', '--config.model.dropout=0.1',
     '--config.model.norm=batch', '--config.optimizer.ema=0.99',
 ]  # fmt: skip
 
-STARTING_SECONDS, HURRY_SECONDS, TRAINING_SECONDS = 8.0, 2.0, 8.0
-"""The latest moments: after the launch, in haste, and after training began."""
 STUCK_SECONDS = 600
 
 
 class Moment(NamedTuple):
-    """When to kill: so many seconds after the launch, or after training began."""
+    """When to kill: a part of the time that starting takes after the launch, or, once there is such
+    an event and so many more lines of metrics (or all), so many seconds later."""
 
-    trains: bool
-    seconds: float
+    part: float = 0.0
+    event: str | None = None
+    lines: int = 0
+    seconds: float = 0.0
 
 
 class Kill(NamedTuple):
@@ -73,14 +74,14 @@ def main() -> int:
     folder = arguments.workdir.absolute()
     folder.mkdir(parents=True)
     began = time.monotonic()
-    undisturbed(folder / 'whole', flags)
+    starting = undisturbed(folder / 'whole', flags)
     expected = numbers(folder / 'whole')
     kills: list[Kill] = []
     draws = moments(arguments.seed)
     for number in itertools.count(1):
         run = folder / f'run-{number}'
         while len(kills) < arguments.kills:
-            kill = killed(run, flags, next(draws), expected)
+            kill = killed(run, flags, next(draws), expected, starting)
             if kill is None:
                 break
             kills.append(kill)
@@ -99,16 +100,18 @@ def main() -> int:
 
 
 def moments(seed: int) -> Iterator[Moment]:
-    """A third of them while the process starts, and after half of these two more, in haste."""
+    """A quarter while the process starts, perhaps with two more in haste, a tenth in compiling."""
     rng = random.Random(seed)
     while True:
-        if rng.random() < 2 / 3:
-            yield Moment(True, rng.uniform(0, TRAINING_SECONDS))
-            continue
-        yield Moment(False, rng.uniform(0, STARTING_SECONDS))
-        if rng.random() < 1 / 2:
-            yield Moment(False, rng.uniform(0, HURRY_SECONDS))
-            yield Moment(False, rng.uniform(0, HURRY_SECONDS))
+        kind = rng.random()
+        if kind < 0.25:
+            yield Moment(part=rng.random())
+            for _ in range(rng.choice((0, 0, 2))):
+                yield Moment(part=rng.random() / 4)
+        elif kind < 0.35:
+            yield Moment(event='start', seconds=rng.uniform(0, 2))
+        else:
+            yield Moment(event='compile', lines=rng.randrange(60), seconds=rng.random())
 
 
 def launch(run: Path, flags: list[str]) -> subprocess.Popen:
@@ -122,25 +125,37 @@ def launch(run: Path, flags: list[str]) -> subprocess.Popen:
         )
 
 
-def undisturbed(run: Path, flags: list[str]) -> None:
-    """To the end. Raises: SystemExit if it fails."""
+def undisturbed(run: Path, flags: list[str]) -> float:
+    """To the end; how many seconds starting took. Raises: SystemExit if it fails."""
+    began = time.time()
     code = launch(run, flags).wait()
     if code:
         sys.exit(f'soak: an attempt ended with {code}; see {run.with_suffix(".out")}')
+    return started(read_events(run))[-1]['time'] - began
 
 
-def killed(run: Path, flags: list[str], moment: Moment, expected: Numbers) -> Kill | None:
+def killed(
+    run: Path, flags: list[str], moment: Moment, expected: Numbers, starting: float
+) -> Kill | None:
     """One attempt, killed at `moment`; None if it ended before. Raises: SystemExit if it failed."""
     reached, past, heard = last_step(run), len(read_events(run)), len(said(run))
     began = time.monotonic()
     process = launch(run, flags)
-    while moment.trains and process.poll() is None and not started(read_events(run)[past:]):
-        if time.monotonic() - began > STUCK_SECONDS:
-            process.kill()
-            sys.exit(f'soak: no step in {STUCK_SECONDS} s; see {run.with_suffix(".out")}')
-        time.sleep(0.02)
+
+    def until(condition: Callable[[], bool]) -> None:
+        while process.poll() is None and not condition():
+            if time.monotonic() - began > STUCK_SECONDS:
+                process.kill()
+                sys.exit(f'soak: stuck for {STUCK_SECONDS} s; see {run.with_suffix(".out")}')
+            time.sleep(0.02)
+
+    if moment.event:
+        until(lambda: any(row['event'] == moment.event for row in read_events(run)[past:]))
+        here = len(numbers(run))
+        enough = min(here + moment.lines, len(expected) - 1)
+        until(lambda: len(numbers(run)) >= enough)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(moment.seconds)
+        process.wait(moment.part * starting + moment.seconds)
     seconds = time.monotonic() - began
     process.kill()
     code = process.wait()
