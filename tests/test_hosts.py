@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from bigjax import cli
 from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.sharding import hosts
 from bigjax.train.writers import read_events, read_metrics
+from tests.faults.runs import numbers
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def get_config():
         'model': {'name': 'mlp', 'widths': (16, 16), 'dropout': 0.1},
         'task': 'classification',
         'data': 'lab.faulty',
-        'train': {'steps': 8, 'batch_size': 16, 'log_every': 1},
+        'train': {'steps': 8, 'batch_size': 24, 'log_every': 1},
         'eval': {'every': 4},
         'checkpoint': {'every': 4, 'keep': 9},
     })
@@ -214,14 +214,6 @@ def lines(errors):
     return [line for error in errors for line in error.splitlines() if line.startswith('bigjax: ')]
 
 
-def numbers(run):
-    """All that was measured, but for what time decides."""
-    return [
-        {k: v for k, v in row.items() if k not in ('time', 'attempt') and 'perf/' not in k}
-        for row in read_metrics(run)
-    ]
-
-
 def assert_same(run, expected):
     for row, wanted in zip(numbers(run), expected, strict=True):
         assert row.keys() == wanted.keys()
@@ -310,37 +302,6 @@ def test_any_number_of_processes_reads_the_checkpoint_of_two(folder, pair):
     assert len(found[1]) > 10
     for count in (2, 4):
         np.testing.assert_equal(found[count], found[1])
-
-
-@pytest.mark.slow
-def test_killed_as_two_and_resumed_as_one(folder, alone):
-    run = folder / 'killed'
-    processes = launch(folder, 2, 2, train('killed', MESHES['fsdp']), flags, SLEEP='.3')
-    until(lambda: (run / 'checkpoints' / '4').is_dir() and has_step(run, 5))
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    ended(processes, -9, -9)
-    ended(launch(folder, 1, 4, train('killed', MESHES['fsdp'])), 0)
-    starts = [row for row in read_events(run) if row['event'] == 'start']
-    assert [(row.get('step'), row['details']['processes']) for row in starts] == [(None, 2), (4, 1)]
-    assert_same(run, alone('fsdp'))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_stops_all_at_the_same_step(folder, pair, number):
-    name = f'stopped-by-{number}'
-    run = folder / name
-    steps = ['--config.checkpoint.every=0', MESHES['fsdp']]
-    processes = launch(folder, 2, 2, train(name, *steps), flags, SLEEP='.5')
-    until(lambda: has_step(run, 2))
-    processes[1].send_signal(number)
-    (line,) = lines(ended(processes, 75, 75))
-    (saved,) = (run / 'checkpoints').iterdir()
-    assert line == f'bigjax: stopped by SIGTERM and saved at step {saved.name}'
-    assert 2 <= int(saved.name) < 8
-    ended(launch(folder, 2, 2, train(name, *steps), flags), 0, 0)
-    assert numbers(run) == numbers(pair)  # bit for bit
 
 
 @pytest.mark.slow

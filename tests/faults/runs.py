@@ -1,12 +1,14 @@
 """Small runs, in this process and in others, to do harm to."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from bigjax.train import checkpoint
-from bigjax.train.writers import read_metrics
+from bigjax.train.progress import Progress
+from bigjax.train.writers import read_events, read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +75,25 @@ def end(process, code):
         process.kill()
     assert process.returncode == code, errors
     return errors
+
+
+def stop_at(monkeypatch, step):
+    """SIGTERM to this process when `step` is shown, once."""
+    update = Progress.update
+
+    def signalling(self, at, metrics=None):
+        update(self, at, metrics)
+        if at == step and metrics is None:
+            monkeypatch.setattr(Progress, 'update', update)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, 'update', signalling)
+
+
+def assert_resumed(workdir, *steps):
+    """Its attempts began at these; None is a fresh start."""
+    starts = [row.get('step') for row in read_events(workdir) if row['event'] == 'start']
+    assert starts == list(steps)
 
 
 def numbers(workdir):

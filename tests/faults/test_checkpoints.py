@@ -15,8 +15,7 @@ from bigjax.errors import CheckpointError, Diverged
 from bigjax.train import checkpoint, folder, manifest
 from bigjax.train.build import Run, build
 from bigjax.train.loop import train
-from bigjax.train.writers import read_events
-from tests.faults.runs import command, flip, good, largest, numbers, there, tree
+from tests.faults.runs import assert_resumed, command, flip, good, largest, numbers, there, tree
 from tests.train.tiny import tiny_config
 
 
@@ -45,7 +44,7 @@ def test_row_12_a_flipped_bit_costs_a_checkpoint_and_not_the_run(run, whole, con
     flip(damaged)
     train(config, run)
     assert f'checkpoint 6 is not used: {damaged} has other bytes' in (run / 'log.txt').read_text()
-    assert [row.get('step') for row in read_events(run) if row['event'] == 'start'] == [None, 4]
+    assert_resumed(run, None, 4)
     assert numbers(run) == numbers(whole)
     assert good(run, config) == 6  # in place of the bad one
 

@@ -5,21 +5,16 @@ import signal
 import pytest
 
 from bigjax.train.loop import train
-from bigjax.train.writers import read_events
-from tests.faults.runs import end, good, numbers, start, there
+from tests.faults.runs import assert_resumed, end, good, numbers, start, there
 
 AT_STEP_4 = 'lambda *args: send(signal.SIGKILL) if 4 in args else None'
-
-
-def resumed(workdir):
-    return [row.get('step') for row in read_events(workdir) if row['event'] == 'start']
 
 
 def assert_mended(run, whole, config, step):
     """It goes on from `step` as if nothing had happened."""
     assert good(run, config) == step
     train(config, run)
-    assert resumed(run) == [None, step]
+    assert_resumed(run, None, step)
     assert numbers(run) == numbers(whole)
     assert {path.name for path in (run / 'checkpoints').iterdir()} == {'2', '4', '6'}
 
@@ -84,5 +79,5 @@ before(manifest, 'write', second)
     assert step in ((2,) if number == signal.SIGTERM else (2, 3))
     assert there(run, config)[-1] == step
     train(config, run)
-    assert resumed(run) == [None, step]
+    assert_resumed(run, None, step)
     assert numbers(run) == numbers(whole)

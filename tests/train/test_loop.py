@@ -1,7 +1,5 @@
 import json
 import logging
-import os
-import signal
 
 import jax
 import numpy as np
@@ -12,32 +10,9 @@ from bigjax.errors import CheckpointError, ConfigError, Diverged, Preempted
 from bigjax.train import checkpoint
 from bigjax.train.build import build
 from bigjax.train.loop import Session, train
-from bigjax.train.progress import Progress
 from bigjax.train.writers import read_events, read_metrics
+from tests.faults.runs import numbers, stop_at
 from tests.train.tiny import tiny_config
-
-NOT_REPEATED = ('time', 'attempt')
-
-
-def numbers(workdir):
-    """All that was measured, in the order it was written, but for what time decides."""
-    return [
-        {k: v for k, v in row.items() if k not in NOT_REPEATED and not k.startswith('perf/')}
-        for row in read_metrics(workdir)
-    ]
-
-
-def stop_at(monkeypatch, step, number=signal.SIGTERM):
-    """A signal to this process when `step` is shown, once."""
-    update = Progress.update
-
-    def signalling(self, at, metrics=None):
-        update(self, at, metrics)
-        if at == step and metrics is None:
-            monkeypatch.setattr(Progress, 'update', update)
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Progress, 'update', signalling)
 
 
 def test_a_whole_run(tmp_path):
@@ -53,27 +28,6 @@ def test_a_whole_run(tmp_path):
     assert len(outcome['samples']) == 18
     for name in ('config.json', 'env.json', 'metrics.jsonl', 'events.jsonl', 'log.txt'):
         assert (tmp_path / name).stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    'values',
-    [
-        {'model.dropout': 0.3, 'model.norm': 'batch', 'optimizer.ema': 0.9},
-        {'train.accumulation': 2, 'optimizer.name': 'muon', 'mesh.tensor': 2, 'mesh.fsdp': 2},
-        {'precision': {'compute': 'float16', 'moments': 'bfloat16', 'growth_steps': 2}},
-    ],
-    ids=['batch-norm-ema', 'accumulation-sharded', 'float16'],
-)
-def test_stopped_and_started_again_is_bit_identical(tmp_path, monkeypatch, values):
-    config = tiny_config(**values)
-    train(config, tmp_path / 'whole')
-    stop_at(monkeypatch, 4)
-    with pytest.raises(Preempted, match='SIGTERM and saved at step 5'):
-        train(config, tmp_path / 'halves')
-    train(config, tmp_path / 'halves')
-    assert numbers(tmp_path / 'halves') == numbers(tmp_path / 'whole')
-    starts = [row for row in read_events(tmp_path / 'halves') if row['event'] == 'start']
-    assert [row.get('step') for row in starts] == [None, 5]
 
 
 def test_a_finished_run_is_only_evaluated_again(tmp_path):
