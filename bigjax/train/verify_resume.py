@@ -97,8 +97,8 @@ def verify(
     tolerance = TOLERANCES[config.precision.compute] if tolerance is None else tolerance
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(
-        f'{2 * steps} steps of {config.train.batch_size} rows: losses bit for bit on the same mesh, '
-        f'within {tolerance:g} on others ({config.precision.compute})'
+        f'{2 * steps} steps of {config.train.batch_size} rows: losses bit for bit on the same mesh,'
+        f' within {tolerance:g} on others ({config.precision.compute})'
     )
     say(ROW.format(*HEAD))
     moments = random.Random(config.seed)
