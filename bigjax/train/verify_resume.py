@@ -31,7 +31,7 @@ from bigjax.config import Config
 from bigjax.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, ConfigError, nearest
 from bigjax.sharding.mesh import AXES, describe_mesh, mesh_sizes
 from bigjax.train import checkpoint, witness
-from bigjax.train.writers import METRICS, read_events, read_lines
+from bigjax.train.writers import METRICS, read_events, read_lines, read_metrics
 
 MESHES = ('data=1', 'fsdp=4', 'fsdp=2,tensor=2', 'processes=2,fsdp=4')
 DEVICES = 4
@@ -170,20 +170,20 @@ def place(text: str, own: Place) -> Place:
 def compare(expected: Trace, found: Trace, tolerance: float) -> tuple[str | None, int, float]:
     """What is wrong first, if anything; how many batches are the same; and by how much, relative
     to it, the loss of a step differs at most."""
-    wanted = dict(expected.losses)
+    wanted, logged = dict(expected.losses), [step for step, _ in found.losses]
     off = {
-        step: abs(loss - wanted[step]) / abs(wanted[step] or 1.0)
+        step: abs(loss - wanted[step]) / abs(wanted[step] or 1.0) if loss == loss else math.inf
         for step, loss in found.losses
         if step in wanted
     }
     odd = [step for step in wanted if found.rows.get(step) != expected.rows[step]]
     worst = max(off.values(), default=math.inf)
     problem = None
-    if [step for step, _ in found.losses] != list(wanted):
-        problem = f'logged are steps {", ".join(str(step) for step, _ in found.losses)}'
+    if logged != list(wanted):
+        problem = f'logged are steps {", ".join(map(str, logged))}'
     elif odd:
-        rows = found.rows.get(odd[0], {})
-        differ = [row for row, was in expected.rows[odd[0]].items() if rows.get(row) != was]
+        rows, others = expected.rows[odd[0]], found.rows.get(odd[0], {})
+        differ = [row for row in {**rows, **others} if rows.get(row) != others.get(row)]
         problem = f'step {odd[0]} has another batch: row {differ[0]}, {len(differ)} in all'
     elif worst > tolerance:
         step = next(step for step, value in off.items() if value > tolerance)
@@ -227,11 +227,10 @@ def follow(
                 code = next((code for code in codes if code is not None), None)
                 how = f'exit code {code}' if code is not None else f'no step {step} for so long'
                 unfit = code == EXIT_USER_ERROR and not (run / METRICS).exists()
+                said = said.removeprefix('bigjax: ')
                 raise Ended(said if unfit else f'{how}: {said}', unfit)
     starts = [row for row in read_events(run) if row['event'] == 'start']
-    losses = [
-        (row['step'], row['train/loss']) for row in _lines(run / METRICS) if 'train/loss' in row
-    ]
+    losses = [(row['step'], row['train/loss']) for row in read_metrics(run) if 'train/loss' in row]
     rows: Rows = {}
     for file in folder.glob('*.jsonl'):
         for line in read_lines(file):
