@@ -33,7 +33,7 @@ from bigjax.sharding.mesh import AXES, describe_mesh, mesh_sizes
 from bigjax.train import checkpoint, witness
 from bigjax.train.writers import METRICS, read_events, read_lines, read_metrics
 
-MESHES = ('data=1', 'fsdp=4', 'fsdp=2,tensor=2', 'processes=2,fsdp=4')
+MESHES = ('data=1', 'fsdp=4', 'processes=2,fsdp=2,tensor=2')
 DEVICES = 4
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 1e-2, 'float16': 1e-2}
 """Between meshes, by compute dtype."""
