@@ -11,7 +11,8 @@ import pytest
 from bigjax.errors import ConfigError
 from bigjax.sharding.mesh import AXES
 from bigjax.train import verify_resume
-from bigjax.train.verify_resume import Place, Trace, compare, place
+from bigjax.train.killing import Place, Trace
+from bigjax.train.verify_resume import compare, place
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,17 +167,21 @@ def test_hidden_state_is_found_out(lab, kind, problem):
     assert re.search(problem, said.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_config_that_does_not_run_is_refused(lab, tmp_path):
     code, said = command(lab, 'config.py', '--config.model.kind=1')
     assert code == 78
     assert said.splitlines()[-1].startswith(
         'bigjax: the undisturbed run ended: bad value for config.model.kind'
     )
+    code, said = command(lab, 'config.py', '--config.train.steps=7')
+    assert code == 78
+    assert 'expected a config of 8 steps or more, got 7; use --steps=3' in said
 
 
 LOSSES = [(1, 0.5), (2, 0.25), (3, 0.125)]
 BATCHES = {step: {'0': {f'a{step}'}, '1': {f'b{step}'}} for step in (1, 2, 3)}
-WHOLE = Trace(LOSSES, BATCHES, [2])
+WHOLE = Trace(LOSSES, BATCHES, [2, 4], [2, 4])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,10 @@ WHOLE = Trace(LOSSES, BATCHES, [2])
     [
         (WHOLE, None),
         (WHOLE._replace(rows={**BATCHES, 4: {'0': {'a4'}}}), None),  # on its way at the kill
-        (WHOLE._replace(resumed=[None]), 'resumed from nothing, though there was a checkpoint'),
+        (
+            WHOLE._replace(resumed=[2, 0]),
+            'resumed from step 2, 0, but the newest checkpoints were of 2, 4',
+        ),
         (WHOLE._replace(losses=LOSSES[:2]), 'logged are steps 1, 2'),
         (WHOLE._replace(losses=[*LOSSES[:2], *LOSSES[1:]]), 'logged are steps 1, 2, 2, 3'),
         (
