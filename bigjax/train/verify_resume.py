@@ -27,7 +27,7 @@ from bigjax.errors import EXIT_DONE, EXIT_FAILED, ConfigError, nearest
 from bigjax.sharding.mesh import AXES, describe_mesh, mesh_sizes
 from bigjax.train.killing import Ended, Place, Trace, follow
 
-MESHES = ('data=1', 'fsdp=4', 'processes=2,fsdp=2,tensor=2')
+MESHES = ('data=1', 'processes=2,fsdp=2,tensor=2')
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 1e-2, 'float16': 1e-2}
 """Between meshes, by compute dtype."""
 ROW = '{:24}{:>10}{:>10}{:>14}{:>9}{:>10}{:>9}  {}'
