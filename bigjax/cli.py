@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -100,6 +101,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
     check.add_argument('--steps', type=int, default=3)
     check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
+    verify = command(
+        'verify-resume', _verify_resume, 'is it one run, however often killed?', config
+    )
+    verify.add_argument('--steps', type=int, default=4, metavar='N', help='of 2 N to run')
+    verify.add_argument('--devices', type=int, default=4, help="virtual, for the config's own mesh")
+    help = "others to run on: fsdp=2,tensor=2 or processes=2,fsdp=4 or processes=2 (config's mesh)"
+    verify.add_argument('--meshes', nargs='*', metavar='MESH', help=help)
+    verify.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
+    verify.add_argument('--workdir', type=Path, metavar='DIR', help='to keep the runs in')
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
     doctor = command('doctor', _doctor, 'check this machine')
@@ -275,6 +285,25 @@ def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
         jax.config.update('jax_num_cpu_devices', 8)  # of no effect where there is an accelerator
     config = _load(arguments, overrides)
     return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
+
+
+def _verify_resume(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from bigjax.train import verify_resume
+
+    config = load(arguments.config, overrides)
+    flags = [f'--config={arguments.config}', *(f'--config.{k}={v}' for k, v in overrides)]
+    meshes = verify_resume.MESHES if arguments.meshes is None else arguments.meshes
+    with tempfile.TemporaryDirectory(prefix='verify-resume-') as folder:
+        return verify_resume.verify(
+            config,
+            flags,
+            arguments.steps,
+            meshes,
+            arguments.devices,
+            arguments.tolerance,
+            arguments.workdir or Path(folder),
+            Console(),
+        )
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:

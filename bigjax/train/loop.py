@@ -43,6 +43,7 @@ from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
 from bigjax.train.state import TrainState
 from bigjax.train.watchdog import Beat, watchdog
+from bigjax.train.witness import witness
 from bigjax.train.writers import Writer, columns, open_sinks, read_metrics
 
 log = logging.getLogger(__name__)
@@ -337,10 +338,10 @@ def _stream(run: Run, start: int) -> Generator[Batch, None, None]:
     """This process's batches from step `start` on, already on their way to the devices."""
     config, source, sharding = run.config, run.splits.sources['train'], run.batch_sharding
     size = config.train.batch_size
-    rows = process_rows(sharding, size)
+    rows, see = process_rows(sharding, size), witness()
 
     def make(step: int) -> Batch:
-        batch = batches.train_batch(source, config.seed, step, size, rows)
+        batch = see(step, rows, batches.train_batch(source, config.seed, step, size, rows))
         return batches.to_device(batch, sharding, size)
 
     return batches.prefetched(make, start, run.total_steps, config.data.prefetch)
