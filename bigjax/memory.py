@@ -1,5 +1,6 @@
 """Out of memory, told in one line: which arrays are the largest, and what makes them smaller."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from bigjax.errors import EnvironmentProblem, one_line
 
 SHOWN = 4
+SAID = re.compile('RESOURCE_EXHAUSTED|out of memory', re.IGNORECASE)
+"""By accelerators, and by CPUs."""
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def accounted(tree: Any = None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, MemoryError) as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error) and not isinstance(error, MemoryError):
+        if not isinstance(error, MemoryError) and not SAID.search(str(error)):
             raise
         raise EnvironmentProblem(
             f'out of memory: {one_line(error)[:200]}; largest on a device: {_largest(tree)}; use a '
