@@ -276,6 +276,7 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def _overridden(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
+    _check_keys(mapping, 'config')
     values = ml_collections.ConfigDict(mapping)
     values.unlock()
     for key, text in overrides:
@@ -322,6 +323,14 @@ def _telling_where(path: str) -> Iterator[None]:
         raise ConfigError(
             f'{path}{"".join(lines[-1:])} does not run: {type(error).__name__}: {error}'
         ) from error
+
+
+def _check_keys(values: Any, where: str) -> None:
+    if isinstance(values, Mapping | ml_collections.ConfigDict):
+        for key, value in values.items():
+            if not isinstance(key, str) or not key or '.' in key:
+                raise ConfigError(f'{where}: expected names for keys, without a dot, got {key!r}')
+            _check_keys(value, f'{where}.{key}')
 
 
 def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -161,7 +162,7 @@ def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise _wrong(where, describe(hint), value)
     if isinstance(value, float) and not math.isfinite(value):
