@@ -137,7 +137,7 @@ def write(place, values):
     return ['describe', f'--config={path}']
 
 
-@at(80, 2000)
+@at(60, 1000)
 def test_fields_of_a_config(count, tmp_path, capfd):
     def check(data):
         key, value = data.draw(st.sampled_from(sorted(FIELDS))), data.draw(anything)
@@ -150,7 +150,7 @@ def test_fields_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(40, 1000)
+@at(25, 600)
 def test_sections_and_keys_of_a_config(count, tmp_path, capfd):
     """What is dropped has a default, or is missed; what nobody knows is refused."""
 
@@ -188,7 +188,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-@at(40, 1000)
+@at(25, 600)
 def test_python_of_a_config(count, tmp_path, capfd):
     """A file with some characters gone or changed is what Python itself makes of it, or refused."""
     whole = f'"""A run."""\n\n\ndef get_config():\n    return {BASE!r}\n'
@@ -206,7 +206,7 @@ def test_python_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(40, 1000)
+@at(25, 600)
 def test_overrides_of_a_config(count, tmp_path, capfd):
     command = write(tmp_path, BASE)
 
@@ -262,7 +262,7 @@ def agrees(config, found, content):
                 assert number == pytest.approx(float(value), rel=1e-6)
 
 
-@at(100, 4000)
+@at(100, 2000)
 def test_tables(count, tmp_path):
     path = tmp_path / 'table.csv'
 
@@ -410,7 +410,7 @@ def test_token_shards(count, tmp_path, tokenizer, monkeypatch):
     throw(count, check)
 
 
-@at(40, 1000)
+@at(25, 600)
 def test_rows_in_the_cache(count, tmp_path):
     """The same of texts with labels, whose rows are kept in another way."""
     lines = [f'{"good" if i % 2 else "bad"} text {i},{i % 2}\n' for i in range(40)]
@@ -434,7 +434,7 @@ def step_of(run, path):
     return int(part[1]) if part[0] == 'checkpoints' else None
 
 
-@at(40, 1500)
+@at(40, 400)
 def test_checkpoints(count, run, config, caplog):
     """A harmed one is never the one that is used; the log names it; what is used is as it was."""
     ran = build(config)
@@ -463,7 +463,7 @@ def test_checkpoints(count, run, config, caplog):
     throw(count, check)
 
 
-@at(8, 60)
+@at(6, 60)
 def test_a_run_that_was_harmed(count, run, capfd, caplog):
     """`bigjax eval` of it gives the numbers of a checkpoint that is whole, or 78."""
     place = run / 'evaluation' / 'test.json'
