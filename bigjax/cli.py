@@ -25,7 +25,8 @@ SUMMARY = 'Train, evaluate and study models in JAX.'
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, or the code of the error it names."""
     arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
-    sys.path.insert(0, os.getcwd())  # so that package.module of the user's own is found
+    if os.getcwd() not in sys.path:  # so that package.module of the user's own is found
+        sys.path.insert(0, os.getcwd())
     try:
         with _joined(arguments), memory.accounted():
             return arguments.run(arguments, overrides) or 0

@@ -167,6 +167,8 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
         raise _wrong(where, describe(hint), value)
     if isinstance(value, float) and not math.isfinite(value):
         raise _wrong(where, 'a finite number', value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise _wrong(where, 'an int of 64 bits', value)
     return value
 
 

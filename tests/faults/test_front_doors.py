@@ -137,7 +137,7 @@ def write(place, values):
     return ['describe', f'--config={path}']
 
 
-@at(60, 1000)
+@at(80, 3000)
 def test_fields_of_a_config(count, tmp_path, capfd):
     def check(data):
         key, value = data.draw(st.sampled_from(sorted(FIELDS))), data.draw(anything)
@@ -150,7 +150,7 @@ def test_fields_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(25, 250)
+@at(40, 1500)
 def test_sections_and_keys_of_a_config(count, tmp_path, capfd):
     """What is dropped has a default, or is missed; what nobody knows is refused."""
 
@@ -188,7 +188,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-@at(25, 250)
+@at(40, 1500)
 def test_python_of_a_config(count, tmp_path, capfd):
     """A file with some characters gone or changed is what Python itself makes of it, or refused."""
     whole = f'"""A run."""\n\n\ndef get_config():\n    return {BASE!r}\n'
@@ -206,7 +206,7 @@ def test_python_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(25, 250)
+@at(40, 1500)
 def test_overrides_of_a_config(count, tmp_path, capfd):
     command = write(tmp_path, BASE)
 
@@ -410,7 +410,7 @@ def test_token_shards(count, tmp_path, tokenizer, monkeypatch):
     throw(count, check)
 
 
-@at(25, 250)
+@at(40, 1500)
 def test_rows_in_the_cache(count, tmp_path):
     """The same of texts with labels, whose rows are kept in another way."""
     lines = [f'{"good" if i % 2 else "bad"} text {i},{i % 2}\n' for i in range(40)]
