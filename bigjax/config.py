@@ -346,8 +346,11 @@ def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:
             with values.ignore_type():
                 values[name] = child
         values = child
-    with values.ignore_type():
-        values[last] = parse_value(text)
+    try:
+        with values.ignore_type():
+            values[last] = parse_value(text)
+    except OverflowError as error:  # an int where there was a float
+        raise ConfigError(f'bad value for config.{key}: {error}') from None
 
 
 def parse_value(text: str) -> Any:

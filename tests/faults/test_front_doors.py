@@ -72,8 +72,8 @@ def is_int(value, low, high=math.inf):
 
 
 def is_number(value, low=0.0, high=math.inf):
-    """Finite, as a float."""
-    return type(value) in (int, float) and low <= value <= high and abs(value) < 1e308
+    """Finite, as a float32."""
+    return type(value) in (int, float) and low <= value <= high and abs(value) <= np.finfo(np.float32).max
 
 
 def are_widths(value):
@@ -137,7 +137,7 @@ def write(place, values):
     return ['describe', f'--config={path}']
 
 
-@at(80, 3000)
+@at(80, 800)
 def test_fields_of_a_config(count, tmp_path, capfd):
     def check(data):
         key, value = data.draw(st.sampled_from(sorted(FIELDS))), data.draw(anything)
@@ -150,7 +150,7 @@ def test_fields_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(40, 1500)
+@at(40, 600)
 def test_sections_and_keys_of_a_config(count, tmp_path, capfd):
     """What is dropped has a default, or is missed; what nobody knows is refused."""
 
@@ -173,7 +173,7 @@ def test_sections_and_keys_of_a_config(count, tmp_path, capfd):
             section[unknown] = data.draw(anything)
         elif harm == 'replace':
             values[name] = data.draw(anything.filter(lambda value: not isinstance(value, dict)))
-            may = values[name] in ('adam', 'sgd')
+            may = isinstance(values[name], str)  # which stands for the first field of it
         else:
             values = data.draw(anything)
         assert succeeds(write(tmp_path, values), capfd) <= may, (harm, name, values)
@@ -188,7 +188,7 @@ KNOWN = {
 }  # fmt: skip
 
 
-@at(40, 1500)
+@at(40, 600)
 def test_python_of_a_config(count, tmp_path, capfd):
     """A file with some characters gone or changed is what Python itself makes of it, or refused."""
     whole = f'"""A run."""\n\n\ndef get_config():\n    return {BASE!r}\n'
@@ -206,7 +206,7 @@ def test_python_of_a_config(count, tmp_path, capfd):
     throw(count, check)
 
 
-@at(40, 1500)
+@at(40, 600)
 def test_overrides_of_a_config(count, tmp_path, capfd):
     command = write(tmp_path, BASE)
 
@@ -410,7 +410,7 @@ def test_token_shards(count, tmp_path, tokenizer, monkeypatch):
     throw(count, check)
 
 
-@at(40, 1500)
+@at(40, 600)
 def test_rows_in_the_cache(count, tmp_path):
     """The same of texts with labels, whose rows are kept in another way."""
     lines = [f'{"good" if i % 2 else "bad"} text {i},{i % 2}\n' for i in range(40)]
