@@ -73,7 +73,8 @@ def is_int(value, low, high=math.inf):
 
 def is_number(value, low=0.0, high=math.inf):
     """Finite, as a float32."""
-    return type(value) in (int, float) and low <= value <= high and abs(value) <= np.finfo(np.float32).max
+    high = min(high, np.finfo(np.float32).max)
+    return type(value) in (int, float) and low <= value <= high
 
 
 def are_widths(value):
