@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bigjax import memory, safety
 from bigjax.config import Config, load, override
 from bigjax.errors import BigjaxError, ConfigError, EnvironmentProblem, one_line
 
@@ -25,12 +26,13 @@ SUMMARY = 'Train, evaluate and study models in JAX.'
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, or the code of the error it names."""
     arguments, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
-    sys.path.insert(0, os.getcwd())  # so that package.module of the user's own is found
+    if os.getcwd() not in sys.path:  # so that package.module of the user's own is found
+        sys.path.insert(0, os.getcwd())
     try:
-        with _joined(arguments):
+        with _joined(arguments), memory.accounted():
             return arguments.run(arguments, overrides) or 0
     except BigjaxError as error:
-        print(f'bigjax: {one_line(error)}', file=sys.stderr)
+        print(f'bigjax: {safety.redacted(one_line(error))}', file=sys.stderr)
         return error.exit_code
 
 

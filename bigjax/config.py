@@ -10,17 +10,20 @@ import ast
 import importlib.util
 import inspect
 import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from bigjax import schema
+from bigjax import safety, schema
 from bigjax.durations import Duration
-from bigjax.errors import ConfigError
+from bigjax.errors import BigjaxError, ConfigError
 from bigjax.schema import NonNegative, NonNegativeInt, Positive, PositiveInt, Range
 
 Preset = Literal['dp', 'fsdp', 'hsdp', 'tp', 'fsdp+tp', 'fsdp+cp', 'fsdp+ep']
@@ -277,6 +280,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
     """A config from a mapping (or ConfigDict), every field checked. Raises: ConfigError."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.copy_and_resolve_references().to_dict()
+    safety.refuse_secrets(flatten(values, 'config.'))
     return schema.build(Config, values, 'config')
 
 
@@ -291,6 +295,7 @@ def override(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def _overridden(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]) -> Config:
+    _check_keys(mapping, 'config')
     values = ml_collections.ConfigDict(mapping)
     values.unlock()
     for key, text in overrides:
@@ -308,19 +313,43 @@ def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
         raise ConfigError(f'{path}: expected a Python file (.py)')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    try:
+    with _telling_where(path):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
-        raise ConfigError(f'{path} does not run: {type(error).__name__}: {error}') from error
     if not hasattr(module, 'get_config'):
         raise ConfigError(f'{path} has no get_config(); define one that returns a ConfigDict')
-    takes_arg = bool(inspect.signature(module.get_config).parameters)
-    if arg and not takes_arg:
-        raise ConfigError(f'{path} takes no argument, got {arg!r}')
+    with _telling_where(path):
+        takes_arg = bool(inspect.signature(module.get_config).parameters)
+        if arg and not takes_arg:
+            raise ConfigError(f'{path} takes no argument, got {arg!r}')
+        made = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(made, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f'{path}: expected get_config() to return a ConfigDict, got {made!r}')
+    return made
+
+
+@contextmanager
+def _telling_where(path: str) -> Iterator[None]:
+    """Raises: ConfigError for whatever goes wrong in a config file, with its last line."""
     try:
-        return module.get_config(arg) if arg else module.get_config()
-    except ValueError as error:
-        raise ConfigError(f'{path}:{arg}: {error}') from error
+        yield
+    except BigjaxError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [
+            f' line {frame.lineno}' for frame in frames if frame.filename == os.path.abspath(path)
+        ]
+        raise ConfigError(
+            f'{path}{"".join(lines[-1:])} does not run: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _check_keys(values: Any, where: str) -> None:
+    if isinstance(values, Mapping | ml_collections.ConfigDict):
+        for key, value in values.items():
+            if not isinstance(key, str) or not key or '.' in key:
+                raise ConfigError(f'{where}: expected names for keys, without a dot, got {key!r}')
+            _check_keys(value, f'{where}.{key}')
 
 
 def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -336,8 +365,11 @@ def _override(values: ml_collections.ConfigDict, key: str, text: str) -> None:
             with values.ignore_type():
                 values[name] = child
         values = child
-    with values.ignore_type():
-        values[last] = parse_value(text)
+    try:
+        with values.ignore_type():
+            values[last] = parse_value(text)
+    except OverflowError as error:  # an int where there was a float
+        raise ConfigError(f'bad value for config.{key}: {error}') from None
 
 
 def parse_value(text: str) -> Any:

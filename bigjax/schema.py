@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from bigjax.errors import ConfigError, nearest
 
 T = TypeVar('T')
+
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""What is larger would be an infinity on a device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +165,13 @@ def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise _wrong(where, describe(hint), value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
         raise _wrong(where, 'a finite number', value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise _wrong(where, 'an int of 64 bits', value)
     return value
 
 

@@ -71,6 +71,7 @@ def _checked(array: np.ndarray, like: np.dtype, ids_below: int | None, where: st
         return array[..., np.newaxis] if array.ndim == 3 else array
     if array.dtype.kind not in 'fiub':
         raise DataError(f'{where}: expected numbers, got dtype {array.dtype}')
-    numbers = array.astype(np.float32)
+    with np.errstate(over='ignore'):  # what is too large becomes an infinity
+        numbers = array.astype(np.float32)
     require_finite(numbers, where)
     return numbers

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from bigjax import seals
 from bigjax.data.core import Batch
-from bigjax.errors import EnvironmentProblem
+from bigjax.errors import DataError, EnvironmentProblem
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every key: raise it when what is written for the same key changes."""
 
 CHUNK = 64
@@ -64,7 +65,9 @@ def rows(
             with locked(final.with_name(f'{final.name}.lock')):
                 if not final.is_dir():  # another process may have just written it
                     _write(final, decode, items())
-        arrays = json.loads((final / 'arrays.json').read_text())
+        arrays = unsealed(final / 'arrays.json')
+        for name, kind in arrays.items():
+            check(final / name, kind.pop('stamp'))
         return {name: np.memmap(final / name, mode='r', **kind) for name, kind in arrays.items()}
     except OSError as error:
         raise EnvironmentProblem(
@@ -73,23 +76,66 @@ def rows(
         ) from error
 
 
+def stamp(path: Path) -> dict[str, Any]:
+    """What `check` compares a file with."""
+    stat = path.stat()
+    return {'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': _digest(path)}
+
+
+def check(path: Path, expected: Mapping[str, Any]) -> None:
+    """Reads a file that was touched since its stamp. Raises: DataError if it is not the same."""
+    if not path.is_file():
+        raise DataError(f'{path} is missing; {cure(path.parent)}')
+    stat = path.stat()
+    if stat.st_size != expected['size']:
+        raise DataError(
+            f'{path} is damaged: expected {expected["size"]} bytes, got {stat.st_size}; '
+            + cure(path.parent)
+        )
+    if stat.st_mtime_ns != expected['mtime_ns'] and _digest(path) != expected['sha256']:
+        raise DataError(
+            f'{path} is damaged: expected sha256 {expected["sha256"]}, got {_digest(path)}; '
+            + cure(path.parent)
+        )
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """Raises: DataError for a file that does not say what was written."""
+    try:
+        return seals.unseal(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f'{path} is damaged: {error}; {cure(path.parent)}') from None
+
+
+def cure(folder: Path) -> str:
+    """How to mend it."""
+    return f'delete the folder {folder}: the next run makes it again'
+
+
+def _digest(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def _write(final: Path, decode: Callable[[Sequence], Batch], items: Sequence) -> None:
     """Written as ordinary files: a full disk is then an error, where a memory map would crash."""
     partial = final.with_name(f'{final.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
     partial.mkdir()
     try:
-        count, arrays = 0, {}
+        count = 0
         for batch in _decoded(decode, items):
             for name, array in batch.items():
                 with (partial / name).open('ab') as file:
                     array.tofile(file)
             count += len(array)
-            arrays = {
+            arrays: dict[str, dict[str, Any]] = {
                 name: {'dtype': array.dtype.str, 'shape': (count, *array.shape[1:])}
                 for name, array in batch.items()
             }
-        (partial / 'arrays.json').write_text(json.dumps(arrays))
+        for name, kind in arrays.items():
+            kind['stamp'] = stamp(partial / name)
+        (partial / 'arrays.json').write_bytes(seals.seal(arrays))
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

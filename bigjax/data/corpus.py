@@ -32,12 +32,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bigjax import seals
 from bigjax.data import cache, tokenizers
 from bigjax.data.records import Column, Part
 from bigjax.data.tokenizers import Tokenizer, TokenizerConfig
 from bigjax.errors import DataError, EnvironmentProblem
 
-LAYOUT = 1
+LAYOUT = 2
 FEW = 20
 """Fewer documents than this are not dealt out whole: they are split in pieces, in their order."""
 
@@ -110,7 +111,7 @@ def tokenised(
             with cache.locked(folder.with_name(f'{folder.name}.lock')):
                 if not (folder / 'manifest.json').is_file():
                     _build(folder, key, parts, column, choice)
-        return _open(folder, known or tokenizers.load(folder / 'tokenizer'))
+        return _open(folder, known)
     except OSError as error:
         raise EnvironmentProblem(
             f'cache {folder}: {error.strerror or error}; free disk space, or set '
@@ -155,7 +156,7 @@ def _build(
         **counts,
         'shards': shards,
     }
-    _write(folder / 'manifest.json', json.dumps(manifest, indent=1).encode())
+    _write(folder / 'manifest.json', seals.seal(manifest))
 
 
 Piece = tuple[str, bool, bool]
@@ -223,9 +224,9 @@ def _shard(
     """What is written of a shard, unless it is there already."""
     sidecar = folder / f'{index:05}.json'
     if sidecar.is_file():
-        shard = json.loads(sidecar.read_text())
+        shard = cache.unsealed(sidecar)
         for name, expected in shard['files'].items():
-            _check(folder / name, expected)
+            cache.check(folder / name, expected)
         progress.advance(shard['bytes'], 0)
         return shard
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
@@ -254,18 +255,15 @@ def _shard(
         'documents': int(counts[:, 2].sum()),
         'files': {name: _write_array(folder / name, array) for name, array in files.items()},
     }
-    _write(sidecar, json.dumps(shard).encode())
+    _write(sidecar, seals.seal(shard))
     return shard
 
 
 def _write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    content = buffer.getbuffer()
-    _write(path, content)
-    stat = path.stat()
-    digest = hashlib.sha256(content).hexdigest()
-    return {'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'sha256': digest}
+    _write(path, buffer.getbuffer())
+    return cache.stamp(path)
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
@@ -278,34 +276,18 @@ def _write(path: Path, content: bytes | memoryview) -> None:
     partial.replace(path)
 
 
-def _check(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raises: DataError for a file that is not what was written."""
-    cure = f'delete the folder {path.parent}: the next run makes it again'
-    if not path.is_file():
-        raise DataError(f'{path} is missing; {cure}')
-    stat = path.stat()
-    if stat.st_size != expected['size']:
-        raise DataError(
-            f'{path} is damaged: expected {expected["size"]} bytes, got {stat.st_size}; {cure}'
-        )
-    if stat.st_mtime_ns != expected['mtime_ns']:
-        with path.open('rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-        if digest != expected['sha256']:
-            raise DataError(
-                f'{path} is damaged: expected sha256 {expected["sha256"]}, got {digest}; {cure}'
-            )
-
-
-def _open(folder: Path, tokenizer: Tokenizer) -> Corpus:
-    manifest = json.loads((folder / 'manifest.json').read_text())
+def _open(folder: Path, known: Tokenizer | None) -> Corpus:
+    manifest = cache.unsealed(folder / 'manifest.json')
+    tokenizer = known or tokenizers.load(folder / 'tokenizer')
+    if tokenizer.fingerprint != manifest['tokenizer']:
+        raise DataError(f'{folder / "tokenizer"} is not that of the tokens; {cache.cure(folder)}')
     tokens, tables = [], []
     for shard in manifest['shards']:
         for name, expected in shard['files'].items():
-            _check(folder / name, expected)
+            cache.check(folder / name, expected)
         tokens_file, pieces_file = (folder / name for name in shard['files'])
-        tokens.append(np.load(tokens_file, mmap_mode='r'))
-        tables.append(np.load(pieces_file))
+        tokens.append(np.load(tokens_file, mmap_mode='r', allow_pickle=False))
+        tables.append(np.load(pieces_file, allow_pickle=False))
     table = np.concatenate(tables)
     stop = np.cumsum(table[:, 0])
     columns = {'start': stop - table[:, 0], 'stop': stop, 'document': np.cumsum(table[:, 2]) - 1}

@@ -154,12 +154,13 @@ def _numbers(
 ) -> np.ndarray | None:
     """float64 [N], NaN where missing; None if most are no numbers, which are not required either.
 
-    Raises: DataError for a value that is no finite number.
+    Raises: DataError for a value that is no finite number, or none of float32.
     """
     is_number = compute.match_substring_regex(column, NUMBER)
     numbers = compute.if_else(is_number, column, None).cast(pyarrow.float64())
     numbers = numbers.to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero(np.asarray(column.is_valid()) & ~np.isfinite(numbers))
+    fits = np.abs(numbers) <= np.finfo(np.float32).max
+    wrong = np.flatnonzero(np.asarray(column.is_valid()) & ~fits)
     if len(wrong) > (len(column) - column.null_count) / 2 and not required:
         return None
     for row in wrong[:1]:

@@ -17,6 +17,7 @@ import numpy as np
 from bigjax.data import arrays
 from bigjax.data.core import Dataset
 from bigjax.errors import DataError
+from bigjax.safety import child
 
 UINT8 = 8
 GZIP = b'\x1f\x8b'
@@ -55,7 +56,7 @@ def load(config: Config) -> Dataset:
 
 
 def _find(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f'{name}.gz'):
+    for path in (child(folder, name, 'config.data.files'), folder / f'{name}.gz'):
         if path.is_file():
             return path
     raise DataError(

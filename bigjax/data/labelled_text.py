@@ -188,7 +188,7 @@ def _targets(
             numbers = {split: column.astype(np.float64) for split, column in labels.items()}
             if config.regression or any((values % 1).any() for values in numbers.values()):
                 for split, values in numbers.items():
-                    if not np.isfinite(values).all():
+                    if not (np.abs(values) <= np.finfo(np.float32).max).all():
                         raise DataError(f'config.data.label: {split} holds nan or inf')
                 return {s: values.astype(np.float32) for s, values in numbers.items()}, ()
         except ValueError as error:

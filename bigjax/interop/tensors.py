@@ -15,6 +15,7 @@ import safetensors
 from bigjax.errors import CheckpointError, EnvironmentProblem
 from bigjax.interop.families import Family
 from bigjax.interop.layout import Slices, Tensor, Tensors
+from bigjax.safety import child
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -35,8 +36,14 @@ def refuse_pickle(path: Path) -> None:
 def of_folder(folder: Path) -> Tensors:
     """The tensors of a hub folder. Raises: CheckpointError."""
     if (folder / INDEX).is_file():
-        files = sorted(set(json.loads((folder / INDEX).read_text())['weight_map'].values()))
-        return {name: tensor for file in files for name, tensor in _of_file(folder / file).items()}
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_bytes())['weight_map'].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f'{folder / INDEX} is damaged: {error}; fetch it again') from None
+        paths = [child(folder, str(file), str(folder / INDEX)) for file in files]
+        for path in paths:
+            refuse_pickle(path)
+        return {name: tensor for path in paths for name, tensor in _of_file(path).items()}
     if not (folder / WEIGHTS).is_file():
         for file in sorted(folder.iterdir()):
             refuse_pickle(file)

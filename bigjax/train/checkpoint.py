@@ -242,7 +242,7 @@ def _pick(checkpoints: Checkpoints, which: str, best: str | None) -> int:
                 'config.checkpoint.best'
             )
         return _first_good(checkpoints, scored)
-    if not which.isdigit() or int(which) not in there:
+    if not which.isdecimal() or int(which) not in there:
         raise CheckpointError(
             f'no checkpoint {which!r} in {checkpoints.directory}; expected latest, best or one of '
             + ', '.join(map(str, there))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from bigjax import config as configs
-from bigjax import schema
+from bigjax import safety, schema
 from bigjax.config import Config
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import Tokenizer
@@ -129,7 +129,15 @@ def saved_config(workdir: Path) -> Config:
     path = workdir / CONFIG
     if not path.is_file():
         raise ConfigError(f'no run in {workdir}: expected a folder with {CONFIG}; train first')
-    return configs.resolve(json.loads(path.read_text()))
+    try:
+        plain = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(
+            f'{path} is damaged: {error}; bring it back from a copy, or train in another --workdir'
+        ) from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f'{path}: expected the sections of a config, got {plain!r}')
+    return configs.resolve(plain)
 
 
 def environment() -> dict[str, Any]:
@@ -138,7 +146,7 @@ def environment() -> dict[str, Any]:
     return {
         'versions': {'python': platform.python_version(), **{p: _version(p) for p in packages}},
         'git_commit': _git_commit(),
-        'command': ['bigjax', *sys.argv[1:]],
+        'command': ['bigjax', *map(safety.redacted, sys.argv[1:])],
         'platform': platform.platform(),
         'devices': [device.device_kind for device in jax.devices()],
         'processes': jax.process_count(),

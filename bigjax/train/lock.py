@@ -74,9 +74,11 @@ def _take(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _owner(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_bytes())
+        owner = json.loads(path.read_bytes())
     except ValueError:  # nobody's, or torn by a crash
         return None
+    whole = isinstance(owner, dict) and owner.keys() >= _process(os.getpid()).keys()
+    return owner if whole else None
 
 
 def _process(pid: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from bigjax import interop, metrics, schema
+from bigjax import interop, memory, metrics, schema
 from bigjax.config import Config, InitFrom
 from bigjax.data import batches
 from bigjax.data.core import Batch
@@ -84,6 +84,7 @@ def train(
         hosts.first('space', partial(folder.require_space, workdir, needed), 60)
         with (
             jax.set_mesh(run.mesh),
+            memory.accounted(run.abstract),
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
             began = time.perf_counter()

@@ -6,7 +6,6 @@ on disk, so a folder that holds one was whole; `fault` tells whether it still is
 
 import errno
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import bigjax
+from bigjax import seals
 from bigjax.errors import CheckpointError
 
 NAME = 'manifest.json'
@@ -44,8 +44,8 @@ def write(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
             for path in files
         },
     }
-    with (folder / NAME).open('w') as file:
-        json.dump({**body, 'sha256': _sha256(body)}, file, indent=1)
+    with (folder / NAME).open('wb') as file:
+        file.write(seals.seal(body))
         file.flush()
         os.fsync(file.fileno())
 
@@ -55,9 +55,7 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises: CheckpointError for one of a later format; OSError; ValueError for a damaged one.
     """
-    body = json.loads(patiently((folder / NAME).read_bytes))
-    if not isinstance(body, dict) or body.pop('sha256', None) != _sha256(body):
-        raise ValueError('its own checksum differs')  # as every format has one
+    body = seals.unseal(patiently((folder / NAME).read_bytes))  # as every format has a seal
     if body['format'] > FORMAT:
         raise CheckpointError(
             f'{folder / NAME} has format {body["format"]}, of bigjax {body["bigjax"]}; expected at '
@@ -123,7 +121,3 @@ def may_pass(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in PASSING
     return any(os.strerror(number) in str(error) for number in PASSING)
-
-
-def _sha256(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

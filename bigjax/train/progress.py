@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from bigjax import safety
+
 SPLITS = ('train', 'val', 'test')
 # recorded, and plotted, but not worth a person's line
 QUIET = ('train/learning_rate', 'train/skipped_steps')
@@ -38,7 +40,7 @@ def logging_to(workdir: Path | None, console: Console) -> Iterator[None]:
     handlers: list[logging.Handler] = [_ConsoleHandler(console)]
     if workdir is not None:
         handlers.append(logging.FileHandler(workdir / 'log.txt', encoding='utf-8'))
-        handlers[-1].setFormatter(logging.Formatter('%(asctime)s %(levelname).1s %(message)s'))
+        handlers[-1].setFormatter(_Redacting('%(asctime)s %(levelname).1s %(message)s'))
     before = logger.level, logger.propagate
     for handler in handlers:
         logger.addHandler(handler)
@@ -51,6 +53,11 @@ def logging_to(workdir: Path | None, console: Console) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return safety.redacted(super().format(record))
 
 
 class _ConsoleHandler(logging.Handler):

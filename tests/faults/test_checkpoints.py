@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from bigjax import cli
+from bigjax import cli, seals
 from bigjax.errors import CheckpointError, Diverged
 from bigjax.train import checkpoint, folder, manifest
 from bigjax.train.build import Run, build
@@ -147,7 +147,7 @@ def test_row_24_another_model_or_optimizer_is_told_leaf_by_leaf(run, config, fie
 def test_a_manifest_of_a_later_format_is_refused(run, config):
     path = run / 'checkpoints' / '6' / 'manifest.json'
     body = manifest.read(path.parent) | {'format': 2, 'bigjax': '9.0'}
-    path.write_text(json.dumps({**body, 'sha256': manifest._sha256(body)}))
+    path.write_bytes(seals.seal(body))
     with pytest.raises(CheckpointError, match=r'format 2, of bigjax 9.0; expected at most 1'):
         train(config, run)
 
