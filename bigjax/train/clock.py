@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from bigjax import chips
+
+Reading = tuple[float, float]
+"""Seconds that the clock ran, and that data was waited for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Clock:
     def steps(self) -> dict[str, float]:
         """Of the steps since the last call: seconds, and those of them spent waiting for data."""
         before, self.noted = self.noted, self._reading()
-        seconds, waited = self.noted - before
+        seconds, waited = _since(before, self.noted)
         return {'seconds': seconds, 'data_wait_seconds': waited}
 
     @contextmanager
@@ -66,7 +67,7 @@ class Clock:
             return {}
         steps, work, before = step - self.step, self.work, self.lapped
         self.step, self.lapped = step, self._reading()
-        stepping, waited = self.lapped - before
+        stepping, waited = _since(before, self.lapped)
         self.stepping += stepping
         seconds = stepping / steps
         timing = {
@@ -82,6 +83,9 @@ class Clock:
             timing['mfu'] = mfu
         return timing
 
-    def _reading(self) -> np.ndarray:
-        """Seconds that the clock ran, and that data was waited for, [2]."""
-        return np.array([time.perf_counter() - self.idle, self.waited])
+    def _reading(self) -> Reading:
+        return time.perf_counter() - self.idle, self.waited
+
+
+def _since(before: Reading, after: Reading) -> Reading:
+    return after[0] - before[0], after[1] - before[1]

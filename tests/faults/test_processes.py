@@ -91,7 +91,8 @@ LANGUAGE = {
         ),
         (
             ['export', '--to=safetensors', '--out=OUT'],
-            "from bigjax.interop import export; before(export, '_write_json', pause)",
+            'import bigjax.interop.export, sys\n'
+            "before(sys.modules['bigjax.interop.export'], '_write_json', pause)",
             'out/config.json',
         ),
     ],
@@ -185,9 +186,10 @@ def test_row_29_a_data_worker_that_hangs(tmp_path):
 def test_row_29_a_data_worker_that_dies(tmp_path):
     hook = """
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 def pause(source, seed, step, *rest):
     if step == 4:
-        with ProcessPoolExecutor(1) as pool:
+        with ProcessPoolExecutor(1, get_context('spawn')) as pool:
             pool.submit(os._exit, 3).result()
 from bigjax.data import batches; before(batches, 'train_batch', pause)
 """
