@@ -3,8 +3,8 @@
 python -m benchmarks.guards
 
 The same run of a decoder of 100 million parameters, with them and without, in turn. Without, it
-refuses no update, saves nothing on the way and does not watch. Wall time over the hundred steps from the 11th to the 110th,
-in which the save of the 100th begins and ends.
+refuses no update, saves nothing on the way and does not watch. Wall time over the hundred steps
+from the 11th to the 110th, in which the save of the 100th begins and ends.
 """
 
 import argparse
