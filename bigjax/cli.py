@@ -100,6 +100,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
     check.add_argument('--steps', type=int, default=3)
     check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
+    again = command('reproduce', _reproduce, 'run an experiment again, to its verdict')
+    again.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
+    again.add_argument('--smoke', action='store_true', help='tiny, for seconds; judges no number')
+    again.add_argument('--workdir', type=Path, metavar='DIR', help='runs/NAME')
+    again.add_argument('--data', type=Path, metavar='DIR', help='where its data set is')
     report = command('report', _report, 'draw the plots and report.html of a run')
     report.add_argument('workdir', type=Path, metavar='RUN')
     doctor = command('doctor', _doctor, 'check this machine')
@@ -271,6 +276,15 @@ def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
         jax.config.update('jax_num_cpu_devices', 8)  # of no effect where there is an accelerator
     config = _load(arguments, overrides)
     return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
+
+
+def _reproduce(arguments: argparse.Namespace, _: Overrides) -> int:
+    from bigjax.study import reproduce
+
+    folder, smoke = reproduce.find(arguments.name), arguments.smoke
+    workdir = arguments.workdir or Path('runs') / (folder.resolve().name + '-smoke' * smoke)
+    _start_jax()
+    return not reproduce.reproduce(folder, workdir, arguments.data, smoke, Console())
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:

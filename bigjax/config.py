@@ -279,12 +279,11 @@ def _overridden(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
     return resolve(values)
 
 
-def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
-    path, _, arg = path_and_arg.partition(':')
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f'no config file {path!r}; expected --config=FILE.py[:ARG]')
-    spec = importlib.util.spec_from_file_location(f'bigjax_config_{file.stem}', file)
+def run_file(path: Path, needs: str) -> Any:
+    """The module that the Python file is, run anew. Raises: ConfigError, also where it lacks the
+    function `needs`."""
+    name = f'bigjax_file_{path.parent.name}_{path.stem}'
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f'{path}: expected a Python file (.py)')
     module = importlib.util.module_from_spec(spec)
@@ -293,8 +292,16 @@ def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError) as error:
         raise ConfigError(f'{path} does not run: {type(error).__name__}: {error}') from error
-    if not hasattr(module, 'get_config'):
-        raise ConfigError(f'{path} has no get_config(); define one that returns a ConfigDict')
+    if not hasattr(module, needs):
+        raise ConfigError(f'{path} has no {needs}(); define it')
+    return module
+
+
+def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
+    path, _, arg = path_and_arg.partition(':')
+    if not Path(path).is_file():
+        raise ConfigError(f'no config file {path!r}; expected --config=FILE.py[:ARG]')
+    module = run_file(Path(path), 'get_config')
     takes_arg = bool(inspect.signature(module.get_config).parameters)
     if arg and not takes_arg:
         raise ConfigError(f'{path} takes no argument, got {arg!r}')
