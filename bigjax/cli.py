@@ -100,6 +100,17 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     check = command('check-mesh', _check_mesh, 'compare every mesh with one device', config)
     check.add_argument('--steps', type=int, default=3)
     check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
+    sweep = command('sweep', _sweep, 'run the points of a study')
+    sweep.set_defaults(takes_overrides=True)
+    sweep.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
+    sweep.add_argument('--workdir', type=Path, metavar='DIR', help='of its runs: runs/NAME')
+    help = 'at a time; 0 only takes in what ran elsewhere'
+    sweep.add_argument('--jobs', type=int, default=1, metavar='N', help=help)
+    sweep.add_argument('--retry', action='store_true', help='those that failed, too')
+    sweep.add_argument('--smoke', action='store_true', help='its tiny points')
+    sweep.add_argument('--dry-run', action='store_true', help='show the runs, start none')
+    sweep.add_argument('--emit', choices=('slurm', 'tpu'), help='write a script that runs them')
+    sweep.add_argument('--out', type=Path, default=Path(), metavar='DIR', help='for the script')
     again = command('reproduce', _reproduce, 'run an experiment again, to its verdict')
     again.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
     again.add_argument('--smoke', action='store_true', help='tiny, for seconds; judges no number')
@@ -278,13 +289,35 @@ def _check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
 
 
-def _reproduce(arguments: argparse.Namespace, _: Overrides) -> int:
-    from bigjax.study import reproduce
+def _sweep(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from bigjax.study import emit, jobs, points, sweep
 
-    folder, smoke = reproduce.find(arguments.name), arguments.smoke
-    workdir = arguments.workdir or Path('runs') / (folder.resolve().name + '-smoke' * smoke)
-    _start_jax()
-    return not reproduce.reproduce(folder, workdir, arguments.data, smoke, Console())
+    if arguments.jobs < 0:
+        raise ConfigError(f'--jobs: expected at least 0, got {arguments.jobs}')
+    file = points.find(arguments.name, ['sweep.py', 'experiment.py'])
+    workdir = arguments.workdir or _study(file.parent, arguments.smoke)
+    planned = jobs.plan(points.read(file, arguments.smoke), file.parent, overrides)
+    if arguments.emit is not None:
+        print(emit.write(arguments.emit, planned, workdir, arguments.out))
+        return 0
+    if arguments.dry_run:
+        sweep.show(planned, workdir, Console())
+        return 0
+    rows = sweep.run(planned, workdir, arguments.jobs, arguments.retry, Console())
+    return any(row['event'] == 'failed' for row in rows)
+
+
+def _reproduce(arguments: argparse.Namespace, _: Overrides) -> int:
+    from bigjax.study import points, reproduce
+
+    folder = points.find(arguments.name, [reproduce.EXPERIMENT]).parent
+    workdir = arguments.workdir or _study(folder, arguments.smoke)
+    _configure_jax()  # and starts it not: that would take the devices from runs of a sweep
+    return not reproduce.reproduce(folder, workdir, arguments.data, arguments.smoke, Console())
+
+
+def _study(folder: Path, smoke: bool) -> Path:
+    return Path('runs') / (folder.resolve().name + '-smoke' * smoke)
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:
@@ -323,7 +356,7 @@ def _load(arguments: argparse.Namespace, overrides: Overrides) -> Config:
     return load(arguments.config, overrides)
 
 
-def _start_jax() -> None:
+def _configure_jax() -> None:
     """Quiet logs, and compiled programs kept on disk from run to run."""
     import jax
 
@@ -332,6 +365,13 @@ def _start_jax() -> None:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _start_jax() -> None:
+    """JAX with its devices. Raises: EnvironmentProblem if there are none."""
+    import jax
+
+    _configure_jax()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # a bare one where a plugin is missing

@@ -339,6 +339,13 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def format_value(value: Any) -> str:
+    """The inverse of `parse_value`: how a value is typed on a command line."""
+    if isinstance(value, str):
+        return value if parse_value(value) == value else repr(value)
+    return repr(value)
+
+
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Nested mappings as one with dotted keys; an empty mapping stays a value."""
     flat: dict[str, Any] = {}

@@ -8,18 +8,22 @@ functions of a budget are Python:
     [{**point, 'train.steps': budget // (6 * point['model.width'])} for point in ...]
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bigjax.errors import ConfigError
+from bigjax.config import run_file
+from bigjax.errors import ConfigError, nearest
 
 Point = dict[str, Any]
 Draw = Callable[[np.random.Generator], float]
 
+EXPERIMENTS = Path('experiments')
 CONFIG = 'config'
 """The key of a point that is no field: FILE[:ARG], from the folder of the study if it is there."""
 
@@ -64,3 +68,20 @@ def uniform(low: float, high: float) -> Draw:
 def log_uniform(low: float, high: float) -> Draw:
     """Between two positive numbers, uniform in the logarithm."""
     return lambda rng: math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def find(name: str, files: Sequence[str]) -> Path:
+    """The file of an experiment, the first of `files` that its folder has; `name` is a path, or
+    the name of a folder in `experiments/`. Raises: ConfigError."""
+    for folder in (Path(name), EXPERIMENTS / name):
+        for file in files:
+            if (folder / file).is_file():
+                return folder / file
+    known = {path.parent.name for file in files for path in EXPERIMENTS.glob(f'*/{file}')}
+    raise ConfigError(f'no {" or ".join(files)} in {EXPERIMENTS / name}; {nearest(name, known)}')
+
+
+def read(file: Path, smoke: bool) -> list[Point]:
+    """What `points()`, or `points(smoke)`, of a Python file gives. Raises: ConfigError."""
+    points = run_file(file, 'points').points
+    return points(smoke) if inspect.signature(points).parameters else points()

@@ -140,7 +140,7 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
     splits, rows = by_split(run.results)
     return environment.get_template('report_template.html').render(
         run=run,
-        headline=_headline(run, splits, rows),
+        headline=headline(run, splits, rows),
         facts=dict(_facts(run)),
         command=shlex.join(run.environment.get('command', ())),
         splits=splits,
@@ -151,11 +151,11 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
         samples=_samples(run),
         config=_config_sections(run.config),
         environment=flatten(run.environment),
-        spent=_time_spent(run),
+        spent=time_spent(run),
     )
 
 
-def _headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
+def headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
     """The one number, or None: of the metric that the config asks for, on the last split it has."""
     best = run.config.get('checkpoint', {}).get('best') or ''
     asked = run.config.get('eval', {}).get('metrics', ())
@@ -170,7 +170,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     series = columns(run.metrics)
     if run.metrics:
         yield 'steps', f'{run.metrics[-1]["step"]:,}'
-    if spent := _time_spent(run):
+    if spent := time_spent(run):
         yield 'wall time', duration(sum(spent.values()))
         yield 'goodput', f'{spent["train"] / sum(spent.values()):.0%}'
     if 'perf/step_seconds' in series:
@@ -219,7 +219,7 @@ def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str
     return sections
 
 
-def _time_spent(run: Run) -> dict[str, float]:
+def time_spent(run: Run) -> dict[str, float]:
     """Seconds by what they went into; the time between two attempts is nobody's."""
     times: dict[int, list[float]] = {}
     for row in run.metrics:

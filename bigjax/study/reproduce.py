@@ -7,7 +7,6 @@ figure.png      drawn from results.csv alone
 """
 
 import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable
@@ -19,12 +18,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bigjax.config import run_file
-from bigjax.errors import ConfigError, DataError, nearest
-from bigjax.study import plots
+from bigjax.errors import ConfigError, DataError
+from bigjax.study import ledger, plots
 from bigjax.train.progress import number
 from bigjax.train.writers import replace_file
 
-EXPERIMENTS = Path('experiments')
 EXPERIMENT, EXPECTED, RESULTS, FIGURE = 'experiment.py', 'expected.csv', 'results.csv', 'figure.png'
 
 RELATIONS = {
@@ -105,15 +103,6 @@ def draw(experiment: Any, results: list[Row]) -> Figure:
     return figure
 
 
-def find(name: str) -> Path:
-    """The folder of an experiment, by path or by name. Raises: ConfigError."""
-    for folder in (Path(name), EXPERIMENTS / name):
-        if (folder / EXPERIMENT).is_file():
-            return folder
-    known = [path.parent.name for path in EXPERIMENTS.glob(f'*/{EXPERIMENT}')]
-    raise ConfigError(f'no {EXPERIMENT} in {EXPERIMENTS / name}; {nearest(name, known)}')
-
-
 def load(folder: Path) -> Any:
     """The module experiment.py, which has `measure` and `draw`. Raises: ConfigError."""
     experiment = run_file(folder / EXPERIMENT, 'measure')
@@ -147,12 +136,7 @@ def read_results(path: Path) -> list[Row]:
 
 def write_results(path: Path, rows: list[Row]) -> None:
     """Columns in the order in which they turn up."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(path, text.getvalue().encode())
+    replace_file(path, ledger.to_csv(rows).encode())
 
 
 def judge(expected: Iterable[Expected], results: Iterable[Row]) -> list[Verdict]:

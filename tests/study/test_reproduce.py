@@ -4,7 +4,7 @@ from rich.console import Console
 
 from bigjax import cli
 from bigjax.errors import ConfigError, DataError
-from bigjax.study import reproduce
+from bigjax.study import points, reproduce
 from bigjax.study.reproduce import Expected, judge
 
 EXPERIMENT = """
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named(make, tmp_path):
     with pytest.raises(DataError, match=r'expected\.csv:2: .* a relation of within, relative'):
         reproduce.read_expected(folder / 'expected.csv')
     with pytest.raises(ConfigError, match="did you mean 'line'"):
-        reproduce.find('lime')
+        points.find('lime', ['experiment.py'])
     (folder / 'experiment.py').write_text('def measure(*_): return [{"value": 1}]')
     with pytest.raises(ConfigError, match=r'has no draw\(\)'):
         reproduce.load(folder)
