@@ -27,6 +27,7 @@ set -euo pipefail
 
 case ${{SLURM_ARRAY_TASK_ID:?}} in
 {cases}
+  *) echo "no run $SLURM_ARRAY_TASK_ID" >&2 && exit 78 ;;
 esac
 exec bash {slurm} "$@"
 """
@@ -37,15 +38,15 @@ TPU_SCRIPT = """\
 #   JOBS=1 bash {file} --type=v5e-4 --bucket=MY-BUCKET
 set -euo pipefail
 
-if [[ ${{1:-}} != [0-9]* ]]; then
-  seq 0 {last} | xargs -P "${{JOBS:-1}}" -I '{{}}' bash "$0" '{{}}' "$@"
+if [[ ${{1:-}} == --* || $# == 0 ]]; then
+  printf '%s\\n' {ids} | xargs -P "${{JOBS:-1}}" -I '{{}}' bash "$0" '{{}}' "$@"
   exit
 fi
-index=$1 options=("${{@:2}}")
-case $index in
+id=$1 options=("${{@:2}}")
+case $id in
 {cases}
 esac
-exec ./tpu_setup.sh babysit --name={name}-"$index" "${{options[@]}}" -- bigjax train "$@"
+exec ./tpu_setup.sh babysit --name={name}-"$id" "${{options[@]}}" -- bigjax train "$@"
 """
 
 
@@ -56,10 +57,13 @@ def write(kind: str, jobs: Sequence[Job], study: Path, out: Path) -> Path:
     if not jobs:
         raise ConfigError(f'all runs of {study} have a result: nothing to emit')
     path = out / f'{study.name}.{kind}.sh'
-    cases = [f'  {i}) set -- {shlex.join(job.arguments(study))} ;;' for i, job in enumerate(jobs)]
+    keys = range(len(jobs)) if kind == 'slurm' else [job.id for job in jobs]
+    flags = [shlex.join(job.arguments(study)) for job in jobs]
+    cases = [f'  {key}) set -- {words} ;;' for key, words in zip(keys, flags, strict=True)]
     values = {
         'count': len(jobs),
         'last': len(jobs) - 1,
+        'ids': ' '.join(job.id for job in jobs),
         'file': shlex.quote(str(path)),
         'name': re.sub('[^a-z0-9-]', '-', study.name.lower()),  # as Google wants it
         'cases': '\n'.join(cases),
