@@ -116,8 +116,14 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     again.add_argument('--smoke', action='store_true', help='tiny, for seconds; judges no number')
     again.add_argument('--workdir', type=Path, metavar='DIR', help='runs/NAME')
     again.add_argument('--data', type=Path, metavar='DIR', help='where its data set is')
-    report = command('report', _report, 'draw the plots and report.html of a run')
-    report.add_argument('workdir', type=Path, metavar='RUN')
+    report = command('report', _report, 'draw the plots and report.html of a run, or of several')
+    report.add_argument('runs', type=Path, metavar='RUN', nargs='+', help='or a study')
+    report.add_argument('--out', type=Path, metavar='FILE', help='for the page that compares')
+    ls = command('ls', _ls, 'the runs of a study, or below a folder')
+    ls.add_argument('folder', type=Path, metavar='DIR')
+    ls.add_argument('--csv', action='store_true', help='all that the ledger says of each run')
+    diff = command('diff', _diff, 'configs and results of two runs, side by side')
+    diff.add_argument('runs', type=Path, metavar='RUN', nargs=2)
     doctor = command('doctor', _doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = commands.add_parser('data', help='prepare data sets').add_subparsers(required=True)
@@ -321,9 +327,28 @@ def _study(folder: Path, smoke: bool) -> Path:
 
 
 def _report(arguments: argparse.Namespace, _: Overrides) -> None:
-    from bigjax.study import report
+    from bigjax.study import compare, report
 
-    Console().print(str(report.write(arguments.workdir)), soft_wrap=True)
+    runs = arguments.runs
+    one = len(runs) == 1 and not compare.is_study(runs[0])
+    path = report.write(runs[0]) if one else compare.write(runs, arguments.out)
+    Console().print(str(path), soft_wrap=True)
+
+
+def _ls(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import compare, ledger
+
+    if arguments.csv:
+        print(ledger.table(arguments.folder), end='')
+    else:
+        compare.ls(arguments.folder, Console())
+
+
+def _diff(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import compare
+
+    one, other = arguments.runs
+    compare.diff(one, other, Console())
 
 
 def _doctor(arguments: argparse.Namespace, _: Overrides) -> int:

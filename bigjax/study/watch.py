@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from bigjax.study import ledger
 from bigjax.study.jobs import Job, label, varying
@@ -51,13 +52,13 @@ class Watch:
         table.caption = self._counts()
         jobs = sorted(self.jobs, key=lambda job: ORDER.index(self._event(job)))
         for job in jobs[: max(self.console.height - 6, 4)]:
-            event, row = self._event(job), self.rows.get(job.id, {})
-            cells = [str(row.get('step', '')), _result(row), '']
+            event, known = self._event(job), self.rows.get(job.id, {})
+            cells = [str(known.get('step', '')), _result(known), '']
             if event == 'started':
                 cells = _now(job.folder(self.study))
             settings = label(job.overrides, self.varying)
-            status = WORDS.get(event, event)
-            table.add_row(job.id, settings, status, *cells, style=STYLES.get(event, 'dim'))
+            row = map(Text, (job.id, settings, WORDS.get(event, event), *cells))
+            table.add_row(*row, style=STYLES.get(event, 'dim'))
         return table
 
     def conclude(self) -> None:
