@@ -304,3 +304,37 @@ def test_sweep_from_the_command_line(study, monkeypatch, capsys):
     assert failed['exit_code'] == 78
     assert "unknown config.optimizer.name 'sdg'" in failed['error']
     assert [row['event'] for row in read_events(Path('out/runs') / done['id'])].count('start') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_killed_goes_on(study, monkeypatch, how):
+    """Four real runs, two at a time; runs of a killed sweep live on, and are taken in."""
+    steps = {'train.steps': 300, 'train.log_every': 1, 'checkpoint.every': 50}
+    points = [{**steps, 'seed': seed} for seed in range(4)]
+    (study / 'sweep.py').write_text(f'def points():\n    return {points}\n')
+    command = [sys.executable, '-m', 'bigjax.cli', 'sweep', '.', '--workdir=out', '--jobs=2']
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    first = subprocess.Popen(command, env=environment)
+
+    def finished() -> list[str]:
+        return [run for run, row in ledger.read(Path('out')).items() if row['event'] == 'finished']
+
+    while len(finished()) < 1 or not list(Path('out/runs').glob('*/metrics.jsonl'))[2:]:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(how)
+    assert first.wait() == (75 if how == signal.SIGTERM else -signal.SIGKILL)
+    done = {run: read_events(Path('out/runs') / run) for run in finished()}
+    assert 1 <= len(done) < 4
+    assert subprocess.run(command, env=environment).returncode == 0
+    rows = ledger.read(Path('out'))
+    assert [row['event'] for row in rows.values()] == ['finished'] * 4
+    for run, before in done.items():
+        assert read_events(Path('out/runs') / run) == before
+    lines = (study / 'out' / 'ledger.jsonl').read_text().splitlines()
+    ends = [json.loads(line)['id'] for line in lines if '"finished"' in line]
+    assert sorted(ends) == sorted(rows)  # each once
+    assert {row['step'] for row in rows.values()} == {300}
+    rows = sweep.run(jobs.plan(points, Path()), Path('out'))
+    assert (study / 'out' / 'ledger.jsonl').read_text().splitlines() == lines
