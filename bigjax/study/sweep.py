@@ -82,7 +82,7 @@ def run(
             process.popen.wait()
             _settle(process, study, watch, stopping=True)
     if running or (slots and waiting):
-        raise Preempted(f'stopped with {len(running)} runs saved; the same command goes on')
+        raise Preempted(f'stopped {len(running)} runs, which saved; the same command goes on')
     rows = ledger.read(study)
     return [rows[job.id] for job in jobs if job.id in rows]
 
