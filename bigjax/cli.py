@@ -112,8 +112,30 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     verify.add_argument('--meshes', nargs='*', metavar='MESH', help=help)
     verify.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
     verify.add_argument('--workdir', type=Path, metavar='DIR', help='to keep the runs in')
-    report = command('report', _report, 'draw the plots and report.html of a run')
-    report.add_argument('workdir', type=Path, metavar='RUN')
+    sweep = command('sweep', _sweep, 'run the points of a study')
+    sweep.set_defaults(takes_overrides=True)
+    sweep.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
+    sweep.add_argument('--workdir', type=Path, metavar='DIR', help='of its runs: runs/NAME')
+    help = 'at a time; 0 only takes in what ran elsewhere'
+    sweep.add_argument('--jobs', type=int, default=1, metavar='N', help=help)
+    sweep.add_argument('--retry', action='store_true', help='those that failed, too')
+    sweep.add_argument('--smoke', action='store_true', help='its tiny points')
+    sweep.add_argument('--dry-run', action='store_true', help='show the runs, start none')
+    sweep.add_argument('--emit', choices=('slurm', 'tpu'), help='write a script that runs them')
+    sweep.add_argument('--out', type=Path, default=Path(), metavar='DIR', help='for the script')
+    again = command('reproduce', _reproduce, 'run an experiment again, to its verdict')
+    again.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
+    again.add_argument('--smoke', action='store_true', help='tiny, for seconds; judges no number')
+    again.add_argument('--workdir', type=Path, metavar='DIR', help='runs/NAME')
+    again.add_argument('--data', type=Path, metavar='DIR', help='where its data set is')
+    report = command('report', _report, 'draw the plots and report.html of a run, or of several')
+    report.add_argument('runs', type=Path, metavar='RUN', nargs='+', help='or a study')
+    report.add_argument('--out', type=Path, metavar='FILE', help='for the page that compares')
+    ls = command('ls', _ls, 'the runs of a study, or below a folder')
+    ls.add_argument('folder', type=Path, metavar='DIR')
+    ls.add_argument('--csv', action='store_true', help='all that the ledger says of each run')
+    diff = command('diff', _diff, 'configs and results of two runs, side by side')
+    diff.add_argument('runs', type=Path, metavar='RUN', nargs=2)
     doctor = command('doctor', _doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = commands.add_parser('data', help='prepare data sets').add_subparsers(required=True)
@@ -308,10 +330,60 @@ def _verify_resume(arguments: argparse.Namespace, overrides: Overrides) -> int:
         )
 
 
-def _report(arguments: argparse.Namespace, _: Overrides) -> None:
-    from bigjax.study import report
+def _sweep(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from bigjax.study import emit, jobs, points, sweep
 
-    Console().print(str(report.write(arguments.workdir)), soft_wrap=True)
+    if arguments.jobs < 0:
+        raise ConfigError(f'--jobs: expected at least 0, got {arguments.jobs}')
+    file = points.find(arguments.name, ['sweep.py', 'experiment.py'])
+    workdir = arguments.workdir or _study(file.parent, arguments.smoke)
+    planned = jobs.plan(points.read(file, arguments.smoke), file.parent, overrides)
+    if arguments.emit is not None:
+        print(emit.write(arguments.emit, planned, workdir, arguments.out))
+        return 0
+    if arguments.dry_run:
+        sweep.show(planned, workdir, Console())
+        return 0
+    rows = sweep.run(planned, workdir, arguments.jobs, arguments.retry, Console())
+    return any(row['event'] == 'failed' for row in rows)
+
+
+def _reproduce(arguments: argparse.Namespace, _: Overrides) -> int:
+    from bigjax.study import points, reproduce
+
+    folder = points.find(arguments.name, [reproduce.EXPERIMENT]).parent
+    workdir = arguments.workdir or _study(folder, arguments.smoke)
+    _configure_jax()  # and starts it not: that would take the devices from runs of a sweep
+    return not reproduce.reproduce(folder, workdir, arguments.data, arguments.smoke, Console())
+
+
+def _study(folder: Path, smoke: bool) -> Path:
+    return Path('runs') / (folder.resolve().name + '-smoke' * smoke)
+
+
+def _report(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import compare, report
+
+    runs = arguments.runs
+    one = len(runs) == 1 and not compare.is_study(runs[0])
+    path = report.write(runs[0]) if one else compare.write(runs, arguments.out)
+    Console().print(str(path), soft_wrap=True)
+
+
+def _ls(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import compare, ledger
+
+    if arguments.csv:
+        print(ledger.table(arguments.folder), end='')
+    else:
+        compare.ls(arguments.folder, Console())
+
+
+def _diff(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study import compare
+
+    one, other = arguments.runs
+    compare.diff(one, other, Console())
 
 
 def _doctor(arguments: argparse.Namespace, _: Overrides) -> int:
@@ -344,7 +416,7 @@ def _load(arguments: argparse.Namespace, overrides: Overrides) -> Config:
     return load(arguments.config, overrides)
 
 
-def _start_jax() -> None:
+def _configure_jax() -> None:
     """Quiet logs, and compiled programs kept on disk from run to run."""
     import jax
 
@@ -353,6 +425,13 @@ def _start_jax() -> None:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'bigjax' / 'xla'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _start_jax() -> None:
+    """JAX with its devices. Raises: EnvironmentProblem if there are none."""
+    import jax
+
+    _configure_jax()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # a bare one where a plugin is missing

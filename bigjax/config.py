@@ -303,32 +303,39 @@ def _overridden(mapping: Mapping[str, Any], overrides: Sequence[tuple[str, str]]
     return resolve(values)
 
 
-def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
-    path, _, arg = path_and_arg.partition(':')
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f'no config file {path!r}; expected --config=FILE.py[:ARG]')
-    spec = importlib.util.spec_from_file_location(f'bigjax_config_{file.stem}', file)
+def run_file(path: Path, needs: str) -> Any:
+    """The module that the Python file is, run anew. Raises: ConfigError, also where it lacks the
+    function `needs`."""
+    name = f'bigjax_file_{path.parent.name}_{path.stem}'
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f'{path}: expected a Python file (.py)')
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     with _telling_where(path):
         spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ConfigError(f'{path} has no get_config(); define one that returns a ConfigDict')
-    with _telling_where(path):
-        takes_arg = bool(inspect.signature(module.get_config).parameters)
+    if not hasattr(module, needs):
+        raise ConfigError(f'{path} has no {needs}(); define it')
+    return module
+
+
+def _run_config_file(path_and_arg: str) -> Mapping[str, Any]:
+    path, _, arg = path_and_arg.partition(':')
+    if not Path(path).is_file():
+        raise ConfigError(f'no config file {path!r}; expected --config=FILE.py[:ARG]')
+    get_config = run_file(Path(path), 'get_config').get_config
+    with _telling_where(Path(path)):
+        takes_arg = bool(inspect.signature(get_config).parameters)
         if arg and not takes_arg:
             raise ConfigError(f'{path} takes no argument, got {arg!r}')
-        made = module.get_config(arg) if arg else module.get_config()
+        made = get_config(arg) if arg else get_config()
     if not isinstance(made, Mapping | ml_collections.ConfigDict):
         raise ConfigError(f'{path}: expected get_config() to return a ConfigDict, got {made!r}')
     return made
 
 
 @contextmanager
-def _telling_where(path: str) -> Iterator[None]:
+def _telling_where(path: Path) -> Iterator[None]:
     """Raises: ConfigError for whatever goes wrong in a config file, with its last line."""
     try:
         yield
@@ -381,6 +388,13 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def format_value(value: Any) -> str:
+    """The inverse of `parse_value`: how a value is typed on a command line."""
+    if isinstance(value, str):
+        return value if parse_value(value) == value else repr(value)
+    return repr(value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 BLACK, GREY = '#24292F', '#8C959F'
 DASHED = (0, (4, 3))
+GROUP_COLORS = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9', BLACK)
 SPLIT_COLORS = {'train': BLUE, 'val': ORANGE, 'test': GREEN}
 
 styled = matplotlib.rc_context(fname=Path(__file__).with_name('plots.mplstyle'))
@@ -90,13 +91,69 @@ def _metric_panel(ax: Axes, name: str, series: Series, results: Mapping[str, flo
         ax.plot(steps, values, color=color, marker=marker, markersize=size, label=split)
     every = np.concatenate([np.ones(0), *(values for _, values in curves.values())])
     every = every[np.isfinite(every)]
-    if name == 'loss' and every.size and every.min() > 0 and every.max() > LOG_RANGE * every.min():
-        ax.set_yscale('log')
-        ax.yaxis.set_minor_formatter(ticker.NullFormatter())
-        ax.yaxis.set_major_formatter('{x:,g}')
+    if name == 'loss' and every.size:
+        _log_where_wide(ax, every.min(), every.max())
     ax.set_title(name)
     if curves:
         ax.legend()
+
+
+@styled
+def overlaid(groups: Mapping[str, Sequence[Series]]) -> Figure:
+    """The train loss and each metric of val, a line a group: the mean of its runs, in a band from
+    the lowest to the highest."""
+    keys = dict.fromkeys(key for runs in groups.values() for series in runs for key in series)
+    names = [key for key in keys if key == 'train/loss' or key.startswith('val/')]
+    names.sort(key=lambda key: not key.endswith('/loss'))
+    rows = _pairs(names)
+    few = len(groups) <= len(GROUP_COLORS)
+    shades = matplotlib.colormaps['viridis'](np.linspace(0, 0.92, len(groups)))
+    colors = GROUP_COLORS if few else shades
+    figure = Figure(figsize=(9.2, 2.9 * len(rows) + 0.25 * len(groups) / 3))
+    for name, ax in figure.subplot_mosaic(rows).items():
+        firsts = []
+        for (label, runs), color in zip(groups.items(), colors, strict=False):
+            curves = [series[name] for series in runs if name in series]
+            if curves:
+                steps, low, mean, high = _band(curves)
+                firsts.append(mean[0])
+                marker = 'o' if len(steps) < 40 else ''
+                ax.plot(steps, mean, color=color, label=label, marker=marker, markersize=3)
+                ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        if name.endswith('/loss'):
+            _loss_axis(ax, float(np.median(firsts)))
+        ax.set(title=name, xlabel='step')
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=' '))
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    if len(groups) <= LISTED_CLASSES:
+        figure.legend(handles.values(), handles, loc='outside lower center', ncols=3, fontsize=8)
+    return figure
+
+
+def _band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
+    """Steps, and there the lowest, the mean and the highest of the curves that reach so far."""
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    values = [np.interp(steps, *curve, left=np.nan, right=np.nan) for curve in curves]
+    masked = np.ma.masked_invalid(values)
+    found = (masked.min(axis=0), masked.mean(axis=0), masked.max(axis=0))
+    return steps, *(np.ma.filled(line, np.nan) for line in found)
+
+
+def _loss_axis(ax: Axes, first: float) -> None:
+    """Up to twice the first loss: what diverges would hide the rest."""
+    low, high = ax.dataLim.intervaly
+    if first < high / 2:
+        high = 2 * first
+        ax.set_ylim(top=high)
+    _log_where_wide(ax, low, high)
+
+
+def _log_where_wide(ax: Axes, low: float, high: float) -> None:
+    if low > 0 and high > LOG_RANGE * low:
+        ax.set_yscale('log')
+        ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+        ax.yaxis.set_major_formatter('{x:,g}')
 
 
 @styled

@@ -131,6 +131,26 @@ def _precision_recall(fpr: Any, tpr: Any, confusion: Any) -> tuple[np.ndarray, n
 
 def render(run: Run, images: Mapping[str, bytes]) -> str:
     """The page, with PNG `images` by name inside it."""
+    splits, rows = by_split(run.results)
+    return template('report_template.html').render(
+        run=run,
+        headline=headline(run, splits, rows),
+        facts=dict(_facts(run)),
+        command=shlex.join(run.environment.get('command', ())),
+        splits=splits,
+        rows=rows,
+        figures=[
+            {'name': name, 'png': png, 'width': css_width(png)} for name, png in images.items()
+        ],
+        samples=_samples(run),
+        config=_config_sections(run.config),
+        environment=flatten(run.environment),
+        spent=time_spent(run),
+    )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, with the filters that say what a value is."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('bigjax', 'study'),
         autoescape=True,
@@ -140,25 +160,10 @@ def render(run: Run, images: Mapping[str, bytes]) -> str:
     )
     filters = (number, duration, moment, plain, pixels_uri, png_uri)
     environment.filters |= {function.__name__: function for function in filters}
-    splits, rows = by_split(run.results)
-    return environment.get_template('report_template.html').render(
-        run=run,
-        headline=_headline(run, splits, rows),
-        facts=dict(_facts(run)),
-        command=shlex.join(run.environment.get('command', ())),
-        splits=splits,
-        rows=rows,
-        figures=[
-            {'name': name, 'png': png, 'width': _css_width(png)} for name, png in images.items()
-        ],
-        samples=_samples(run),
-        config=_config_sections(run.config),
-        environment=flatten(run.environment),
-        spent=_time_spent(run),
-    )
+    return environment.get_template(name)
 
 
-def _headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
+def headline(run: Run, splits: list[str], rows: dict[str, dict[str, float]]) -> Any:
     """The one number, or None: of the metric that the config asks for, on the last split it has."""
     best = run.config.get('checkpoint', {}).get('best') or ''
     asked = run.config.get('eval', {}).get('metrics', ())
@@ -173,7 +178,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     series = columns(run.metrics)
     if run.metrics:
         yield 'steps', f'{run.metrics[-1]["step"]:,}'
-    if spent := _time_spent(run):
+    if spent := time_spent(run):
         yield 'wall time', duration(sum(spent.values()))
         yield 'goodput', f'{spent.get("steps", 0) / sum(spent.values()):.0%}'
     if 'perf/step_seconds' in series:
@@ -204,7 +209,7 @@ def _samples(run: Run) -> dict[str, list[dict[str, Any]]]:
     return {heading: samples for heading, samples in groups.items() if samples}
 
 
-def _css_width(png: bytes) -> int:
+def css_width(png: bytes) -> int:
     """The width at which all figures have text of the same size, that of the page."""
     return round(Image.open(io.BytesIO(png)).width * 96 / plots.DPI)
 
@@ -222,7 +227,7 @@ def _config_sections(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str
     return sections
 
 
-def _time_spent(run: Run) -> dict[str, float]:
+def time_spent(run: Run) -> dict[str, float]:
     """Seconds by what they went into; the time between two attempts is nobody's."""
     times: dict[int, list[float]] = {}
     spent = {'steps': 0.0}

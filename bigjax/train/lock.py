@@ -99,17 +99,35 @@ def _text(path: str) -> str:
         return ''
 
 
+def is_held(workdir: Path) -> bool:
+    """Whether a job is at work there, at a glance: one on another host if it beat of late."""
+    path = workdir / NAME
+    owner = _owner(path) if path.is_file() else None
+    if owner is None:
+        return False
+    runs = _runs_here(owner)
+    return time.time() - _touched(path) / 1e9 < STALE_SECONDS if runs is None else runs
+
+
+def _runs_here(owner: dict[str, Any]) -> bool | None:
+    """Whether that process runs; None if it is not of this machine."""
+    here = _process(owner['pid'])
+    if (owner['host'], owner['kernel']) != (here['host'], here['kernel']):
+        return None
+    try:
+        os.kill(owner['pid'], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return owner == here
+
+
 def _lives(path: Path, owner: dict[str, Any]) -> bool:
     """Here: whether it runs. Elsewhere: whether its lock's time moves; clocks are not compared."""
-    here = _process(owner['pid'])
-    if (owner['host'], owner['kernel']) == (here['host'], here['kernel']):
-        try:
-            os.kill(owner['pid'], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return owner == here
+    runs = _runs_here(owner)
+    if runs is not None:
+        return runs
     first, until = _touched(path), time.monotonic() + STALE_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1.0, STALE_SECONDS / 4))

@@ -22,6 +22,7 @@ from bigjax.data import batches
 from bigjax.data.core import Batch
 from bigjax.durations import Duration
 from bigjax.errors import Diverged, Preempted
+from bigjax.models.flops import parameter_counts
 from bigjax.sharding import hosts
 from bigjax.sharding.mesh import process_rows
 from bigjax.train import (
@@ -97,6 +98,8 @@ def train(
             tracer = profiling.Tracer(profiled if leads else profiling.NOTHING, workdir / 'profile')
             with Writer(workdir if leads else None, restored, sinks) as writer, tracer:
                 work, formula = _work(run)
+                params = run.abstract.params
+                counts = parameter_counts(params, run.recipe.model.axes['params'], tied_head=False)
                 seconds = time.perf_counter() - started
                 writer.event(
                     'start',
@@ -104,6 +107,9 @@ def train(
                     seconds=seconds,
                     restore_seconds=restoring,
                     processes=jax.process_count(),
+                    steps=run.total_steps,
+                    params=counts.total,
+                    params_nonembedding=counts.nonembedding,
                     formula=formula,
                     **dataclasses.asdict(work),
                 )

@@ -159,7 +159,7 @@ def test_environment_and_events(written):
 
 def test_time_spent_leaves_out_the_pause_between_attempts(make_run):
     run = report.read(make_run('text'))
-    spent = report._time_spent(run)
+    spent = report.time_spent(run)
     saves = 7 + 5
     assert spent == pytest.approx(
         {
