@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 
 Initializer = Callable[..., jax.Array]
@@ -21,7 +22,7 @@ class Known:
     draw: Initializer
     stddev: Callable[[Shape], float]
 
-    def __call__(self, rng: jax.Array, shape: Shape, dtype: Any) -> jax.Array:
+    def __call__(self, rng: jax.Array, shape: Shape, dtype: Any = jnp.float32) -> jax.Array:
         return self.draw(rng, shape, dtype)
 
 
@@ -30,8 +31,8 @@ def stddev(init: Initializer, shape: Shape) -> float | None:
     return init.stddev(shape) if isinstance(init, Known) else None
 
 
-zeros = Known(initializers.zeros, lambda _: 0.0)
-ones = Known(initializers.ones, lambda _: 0.0)
+zeros: Initializer = Known(initializers.zeros, lambda _: 0.0)
+ones: Initializer = Known(initializers.ones, lambda _: 0.0)
 
 
 def normal(stddev: float) -> Initializer:

@@ -170,9 +170,9 @@ def measure(config: ParametrizationConfig, params: Any, base: Any, axes: Any, de
         return Tensor(kind, ours / theirs, out / base_out, in_block)
 
     tensors = trees.map_with_name(tensor, params, base, axes)
-    found = jax.tree.leaves(tensors)
-    widths = {tensor.fan_in for tensor in found if tensor.label == 'output'}
-    widths = widths or {tensor.fan_out for tensor in found if tensor.label == 'input'}
+    every = jax.tree.leaves(tensors)
+    widths = {tensor.fan_in for tensor in every if tensor.label == 'output'}
+    widths = widths or {tensor.fan_out for tensor in every if tensor.label == 'input'}
     if len(widths) != 1:
         raise ConfigError(f'{WHERE}.name: expected one read-out, got {len(widths)} of them')
     return Scaling(config, tensors, base, widths.pop(), depth)

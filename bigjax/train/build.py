@@ -84,10 +84,11 @@ class Run:
     def eval_batch_size(self) -> int:
         return self.config.eval.batch_size or self.config.train.batch_size
 
-    def init(self) -> TrainState:
-        """A fresh state, each leaf made where it belongs."""
+    def init(self, seed: int | None = None) -> TrainState:
+        """A fresh state, each leaf made where it belongs; of the config's seed unless given."""
         make = _init(self.config, self.recipe.model, self.recipe.optimizer)
-        return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+        rng = jax.random.key(self.config.seed if seed is None else seed)
+        return jax.jit(make, out_shardings=self.shardings)(rng)
 
     def restart(self, state: TrainState, params: Any) -> TrainState:
         """`state` as if `params` had been its initial ones; some optimizers remember those."""
