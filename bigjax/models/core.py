@@ -22,6 +22,7 @@ from flax.core.scope import DenyList
 
 from bigjax.errors import ConfigError
 from bigjax.nn import params
+from bigjax.nn.dropout import Dropout, StochasticDepth
 from bigjax.optim.parametrization import Scaling
 
 Variables = Mapping[str, Any]
@@ -124,12 +125,16 @@ def applied(module: nn.Module) -> Callable[..., tuple[Any, Variables]]:
 def _activations(module: nn.Module) -> Callable[..., dict[str, jax.Array]]:
     def activations(variables: Variables, inputs: Any) -> dict[str, jax.Array]:
         _, found = module.apply(
-            variables, inputs, train=False, capture_intermediates=True, mutable=['intermediates']
+            variables, inputs, train=False, capture_intermediates=_is_layer, mutable='intermediates'
         )
         leaves = jax.tree.leaves_with_path(found['intermediates'])
         return {_layer(path): leaf for path, leaf in leaves}
 
     return activations
+
+
+def _is_layer(module: nn.Module, method: str) -> bool:
+    return method == '__call__' and not isinstance(module, Dropout | StochasticDepth)
 
 
 def _layer(path: Any) -> str:

@@ -55,8 +55,8 @@ def widened(
 ) -> dict[int, Config]:
     """The config at each width: the fields of `parametrization.base`, grown in proportion.
 
-    A width is that of the first of them, or of its first entry if it is a list; none given are
-    SIZES times the base. fields: dotted fields that are set to the width instead.
+    A width is that of the largest number among them; none given are SIZES times the base's. fields:
+    dotted fields that are set to the width instead.
 
     Raises: ConfigError where there is no base, or a field of it comes out broken.
     """
@@ -68,8 +68,7 @@ def widened(
             'config.parametrization.base: expected the fields of the model that make it wider, '
             "such as {'width': 64, 'heads': 1}, got none; or name one with --field=model.width"
         )
-    first = next(iter(base.values()))
-    unit = first[0] if isinstance(first, Sequence) else first
+    unit = max(max(value) if isinstance(value, Sequence) else value for value in base.values())
     sizes = _sizes(widths or [unit * size for size in SIZES])
     return {
         w: with_values(config, **{f'model.{k}': _grown(k, v, w, unit) for k, v in base.items()})
@@ -90,9 +89,9 @@ def measure(
     splits = load_data(next(iter(configs.values())).data)
     rows = []
     for size, config in configs.items():
-        run = build(config, splits)
+        trained = _trainer(build(config, splits), steps)
         for seed in range(seeds):
-            for step, found in enumerate(_trained(run, seed, steps)):
+            for step, found in enumerate(trained(seed)):
                 rows += [
                     {'size': size, 'seed': seed, 'step': step, 'name': name, **values}
                     for name, values in found.items()
@@ -119,9 +118,7 @@ def slopes(rows: Iterable[Row], names: Sequence[str] = ()) -> Slopes:
 
 def judge(found: Slopes) -> Verdict:
     """The steepest of all; a slope that is not finite is steeper than any."""
-    every = (
-        Verdict(name, step, s) for name, by_step in found.items() for step, s in by_step.items()
-    )
+    every = [Verdict(name, *pair) for name, by_step in found.items() for pair in by_step.items()]
     return max(every, key=lambda v: abs(v.slope) if math.isfinite(v.slope) else math.inf)
 
 
@@ -179,8 +176,8 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _trained(run: Run, seed: int, steps: int) -> list[dict[str, dict[str, float]]]:
-    """Before the first step and after each, by name: mean and delta."""
+def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, float]]]]:
+    """From a seed to mean and delta by name, before the first step and after each."""
     model, recipe, size = run.recipe.model, run.recipe, run.config.train.batch_size
     if model.activations is None:
         raise ConfigError(
@@ -191,7 +188,7 @@ def _trained(run: Run, seed: int, steps: int) -> list[dict[str, dict[str, float]
     source = run.splits.sources['train']
     rename = _last_block(run.config.model.options.get('layers'))
 
-    def batch(step: int) -> Any:
+    def batch(seed: int, step: int) -> Any:
         rows = batches.train_batch(source, seed, step, size, slice(0, size))
         return batches.to_device(rows, run.batch_sharding, size)
 
@@ -210,15 +207,19 @@ def _trained(run: Run, seed: int, steps: int) -> list[dict[str, dict[str, float]
 
         return jax.tree.map(of, now, first)
 
-    with jax.set_mesh(run.mesh):
-        step_function, probe = run.jitted_step(), batch(0)
-        state = run.init(seed)
-        first = see(state.params, state.collections, probe)
-        found = [compare(first, first)]
-        for step in range(steps):
-            state, _ = step_function(state, batch(step))
-            found.append(compare(see(state.params, state.collections, probe), first))
-    return jax.tree.map(float, jax.device_get(found))
+    step_function = run.jitted_step()
+
+    def trained(seed: int) -> list[dict[str, dict[str, float]]]:
+        with jax.set_mesh(run.mesh):
+            state, probe = run.init(seed), batch(seed, 0)
+            first = see(state.params, state.collections, probe)
+            found = [compare(first, first)]
+            for step in range(steps):
+                state, _ = step_function(state, batch(seed, step))
+                found.append(compare(see(state.params, state.collections, probe), first))
+        return jax.tree.map(float, jax.device_get(found))
+
+    return trained
 
 
 def _last_block(layers: int | None) -> Callable[[str], str]:
