@@ -55,9 +55,8 @@ def measure(study: Path, smoke: bool, data: Path | None) -> list[dict]:
     if data is None:
         raise DataError("expected --data=input.txt, nanoGPT's Tiny Shakespeare; got none")
     overrides = [('data.path', str(data.resolve()))]
-    rows = sweep.finish(
-        jobs.plan(points(smoke), HERE, overrides), study, slots=2, console=Console()
-    )
+    planned = jobs.plan(points(smoke), HERE, overrides)
+    rows = sweep.finish(planned, study, slots=2, console=Console())
     runs = [
         {
             'quantity': 'loss',
