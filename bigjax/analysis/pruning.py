@@ -63,13 +63,20 @@ def apply(params: Any, masks: Any) -> Any:
 
 
 def held(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformation:
-    """The optimizer, which sees no gradient where a weight is pruned and never moves it."""
+    """The optimizer, which sees no gradient where a weight is pruned and never moves it.
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimizer.update(apply(grads, masks), state, params)
-        return apply(updates, masks), state
+    The masks are part of its state, so that they are arrays of a compiled step, not constants.
+    """
 
-    return optax.GradientTransformation(optimizer.init, update)
+    def init(params: Any) -> tuple[Any, Any]:
+        return optimizer.init(params), jax.tree.map(jnp.asarray, masks)
+
+    def update(grads: Any, state: tuple[Any, Any], params: Any = None) -> tuple[Any, Any]:
+        inner, kept = state
+        updates, inner = optimizer.update(apply(grads, kept), inner, params)
+        return apply(updates, kept), (inner, kept)
+
+    return optax.GradientTransformation(init, update)
 
 
 def density(masks: Any, pattern: str = '.*') -> float:
