@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from bigjax.config import resolve, run_file
 from bigjax.errors import DataError
 from bigjax.models.flops import palm
 from bigjax.study import jobs, sweep
+from bigjax.study.fits import isoflop, table
+from bigjax.study.fits.resample import Bootstrap
 from bigjax.study.points import Point
 
 HERE = Path(__file__).parent
 VOCABULARY = 65
+COLUMNS = ('params', 'tokens', 'value', 'flops')
 WIDTHS = {
     3e11: (16, 24, 32, 48, 64),
     1e12: (24, 32, 48, 64, 96),
@@ -69,3 +74,66 @@ def measure(study: Path, smoke: bool, data: Path | None) -> list[dict]:
         for row in rows
     ]
     return runs + ([] if smoke else fitted(runs))
+
+
+def fitted(runs: list[dict]) -> list[dict]:
+    """Approach 2 on the lower budgets, and the top one's optimum against what they foretell.
+
+    Intervals are of another measurement, at 95 %: bootstrap over the noise of the runs.
+    """
+    every = _table(runs)
+    top = every.flops > max(WIDTHS) / 2
+    fit = isoflop.fit(every.take(~top), Bootstrap(1000, over='noise'))
+    measured = isoflop.measure(every)
+    rows = [
+        {'quantity': 'budgets with an interior minimum', 'value': float(len(measured.flops))},
+        {'quantity': 'exponent of N*', 'value': fit.law.a},
+    ]
+    flops = measured.flops[-1]
+    for name, found, foretold in (
+        ('N*', measured.params[-1], fit.best_params(flops, noise=True)),
+        ('L*', measured.loss[-1], fit.best_loss(flops, noise=True)),
+    ):
+        low, high = foretold.interval
+        rows += [
+            {'quantity': f'held-out {name}', 'value': float(found)},
+            {'quantity': f'held-out {name}, foretold', 'value': foretold.value},
+            {'quantity': f'held-out {name}, low', 'value': low},
+            {'quantity': f'held-out {name}, high', 'value': high},
+            {'quantity': f'held-out {name} in its interval', 'value': float(low <= found <= high)},
+        ]
+    return rows
+
+
+def _table(runs: list[dict]) -> table.Runs:
+    columns = {name: np.array([run[name] for run in runs]) for name in COLUMNS}
+    return table.runs(columns['params'], columns['tokens'], columns['value'], columns['flops'])
+
+
+def draw(results: list[dict], figure: Figure) -> None:
+    left, right = figure.subplots(1, 2)
+    runs = [row for row in results if row['quantity'] == 'loss']
+    budgets = sorted({float(f'{run["flops"]:.0e}') for run in runs})
+    for budget in budgets:
+        mine = [run for run in runs if float(f'{run["flops"]:.0e}') == budget]
+        params, losses = [run['params'] for run in mine], [run['value'] for run in mine]
+        left.plot(params, losses, 'o-', label=f'{budget:.0e} FLOPs')
+    left.set(xscale='log', xlabel='parameters', ylabel='validation loss [nats]')
+    left.legend()
+    values = {row['quantity']: row['value'] for row in results if row['quantity'] != 'loss'}
+    if 'held-out N*' not in values:  # a smoke test
+        return
+    minima = isoflop.measure(_table(runs))
+    right.loglog(minima.flops[:-1], minima.params[:-1], 'o', label='measured, fitted')
+    right.loglog(minima.flops[-1:], minima.params[-1:], 's', label='measured, held out')
+    foretold, low, high = (values[f'held-out N*, {name}'] for name in ('foretold', 'low', 'high'))
+    right.errorbar(
+        minima.flops[-1:],
+        [foretold],
+        [[foretold - low], [high - foretold]],
+        fmt='x',
+        capsize=4,
+        label='foretold, 95 %',
+    )
+    right.set(xlabel='FLOPs', ylabel='best number of parameters')
+    right.legend()
