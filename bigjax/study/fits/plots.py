@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 from bigjax.study.fits.held_out import Tested
 from bigjax.study.fits.law import Law
 from bigjax.study.fits.result import LEVEL, Fit
-from bigjax.study.fits.table import Runs, budgets
+from bigjax.study.fits.table import ARRAYS, Runs, budgets
 from bigjax.study.plots import BLACK, BLUE, GREY, ORANGE, styled
 
 SHADES = matplotlib.colormaps['viridis']
@@ -70,7 +72,8 @@ def valleys(
         ax.plot(rates[order], loss[order], color=color, marker='o', markersize=3, label=label)
         if label in bottoms:
             ax.axvline(bottoms[label], color=color, linewidth=0.9, linestyle=(0, (4, 3)))
-    ax.set(xscale='log', xlabel='learning rate', ylabel='loss, nats')
+    _log(ax, 'x')
+    ax.set(xlabel='learning rate', ylabel='loss, nats')
     ax.legend()
     return figure
 
@@ -89,12 +92,14 @@ def _losses(ax: Axes, tested: Tested) -> None:
         if len(flops) <= MOST_CURVES and rows.sum() > 2:
             low, high = every.params[rows].min(), every.params[rows].max()
             _curve(ax, tested.fit, float(budget), np.geomspace(low, high, 100), color)
-    ax.set(xscale='log', xlabel='parameters N', ylabel='loss, nats', title='Losses by budget')
+    _log(ax, 'x')
+    ax.set(xlabel='parameters N', ylabel='loss, nats', title='Losses by budget')
     if len(flops) > 1:
         shades = matplotlib.colors.ListedColormap(SHADES(np.linspace(0, 0.92, 256)))
         bar = ax.figure.colorbar(ScalarMappable(norm, shades), ax=ax, pad=0.02)
         bar.set_label('FLOPs')
         bar.ax.minorticks_off()
+        _plain(bar.ax.yaxis)
 
 
 def _curve(ax: Axes, fit: Fit, budget: float, sizes: np.ndarray, color: tuple) -> None:
@@ -140,11 +145,10 @@ def _frontier(ax: Axes, tested: Tested, what: str) -> None:
                 markerfacecolor='none',
                 label='held out',
             )
-    title = {'params': 'The best number of parameters', 'loss': 'The lowest loss'}[what]
+    title = {'params': 'Best size of a budget', 'loss': 'The lowest loss'}[what]
     label = {'params': 'parameters N*', 'loss': 'loss L*, nats'}[what]
-    ax.set(xscale='log', xlabel='FLOPs', ylabel=label, title=title)
-    if what == 'params':
-        ax.set_yscale('log')
+    _log(ax, 'xy' if what == 'params' else 'x')
+    ax.set(xlabel='FLOPs', ylabel=label, title=title)
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles)
 
@@ -161,12 +165,27 @@ def _residuals(ax: Axes, tested: Tested) -> None:
             ax.legend()
     elif fit.minima is not None:
         ax.scatter(fit.minima.flops, fit.residuals, 14, color=BLUE, linewidths=0)
-    ax.set(xscale='log', xlabel='FLOPs', ylabel='log loss, measured - fitted', title='Residuals')
+    _log(ax, 'x')
+    ax.set(xlabel='FLOPs', ylabel='log loss, measured - fitted', title='Residuals')
 
 
 def _every(tested: Tested) -> Runs:
     """Seen, then held out."""
     if tested.held is None:
         return tested.seen
-    pairs = zip(tested.seen[:5], tested.held[:5], strict=True)
-    return Runs(*(np.concatenate(pair) for pair in pairs))
+    seen, held = tested.seen, tested.held
+    joined = {name: np.concatenate([getattr(seen, name), getattr(held, name)]) for name in ARRAYS}
+    return seen._replace(**joined)
+
+
+def _log(ax: Axes, names: str) -> None:
+    """Logarithmic axes (x, y), with plain labels such as 1e9: the style draws no formulas."""
+    for name in names:
+        ax.set(**{f'{name}scale': 'log'})
+        _plain({'x': ax.xaxis, 'y': ax.yaxis}[name])
+
+
+def _plain(axis: Axis) -> None:
+    axis.set_major_locator(ticker.LogLocator(numticks=6))
+    axis.set_major_formatter(lambda value, _: f'{value:.0e}'.replace('e+', 'e').replace('e0', 'e'))
+    axis.set_minor_formatter(ticker.NullFormatter())
