@@ -150,6 +150,6 @@ def draw(results, figure):
         critical = named['critical batch size'][seed]['value']
         right.axhline(critical, color=plots.BLUE, linestyle=plots.DASHED, linewidth=1)
     left.set(title='steps to the loss, and S_min + E_min / B', xlabel='batch size')
-    left.set(xscale='log', yscale='log')
+    plots.log_scale(left, 'x', 'y')
     right.set(title='noise scale; critical batch size (dashed)', xlabel='part of the run')
-    right.set(yscale='log')
+    plots.log_scale(right, 'y')
