@@ -34,7 +34,8 @@ def fit(runs: Runs, bootstrap: Bootstrap = resample.NONE) -> Fit:
     if len(flops) < 2:
         raise DataError(f'isoflop: expected at least 2 budgets, got {len(flops)}; add one')
     minima = measure(runs)
-    law, error = frontier(minima.flops, minima.params, minima.tokens, minima.loss)
+    law = through(minima)
+    misses = np.log(minima.params / law.best_params(flops))
     samples, failed = None, 0
     if bootstrap.samples:
         samples, failed = _bootstrap(runs, minima, which, bootstrap)
@@ -42,13 +43,13 @@ def fit(runs: Runs, bootstrap: Bootstrap = resample.NONE) -> Fit:
         'isoflop',
         law,
         terms.status(True, hit := ('E',) if law.E == 0 else ()),
-        error,
+        float(misses @ misses),
         np.log(minima.loss / law.best_loss(flops)),
         terms.condition_number(np.stack([np.ones_like(flops), np.log(flops)], axis=1)),
         hit,
         samples,
         failed,
-        np.log(minima.params / law.best_params(flops)),
+        misses,
         minima,
     )
 
@@ -63,22 +64,19 @@ def measure(runs: Runs) -> Minima:
         parabola, params = _vertex(part.params, part.loss, where, 'parameters')
         _, tokens = _vertex(part.tokens, part.loss, where, 'tokens')
         rows.append((params, tokens, np.polyval(parabola, np.log10(params)), parabola))
-    params, tokens, loss, parabolas = (np.array(column) for column in zip(*rows, strict=True))
-    return Minima(flops, params, tokens, loss, parabolas)
+    return Minima(flops, *(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def frontier(
-    flops: np.ndarray, params: np.ndarray, tokens: np.ndarray, loss: np.ndarray
-) -> tuple[Frontier, float]:
-    """Power laws through minima [B] or [S, B], and the sum of squares of log N*."""
-    of_params, of_tokens = power.fit(flops, params), power.fit(flops, tokens)
-    floored = power.fit_floored(flops, loss)
-    if params.ndim == 1:
-        floored = power.Floored(*(float(values[0]) for values in floored))
-    law = Frontier(*of_params, *of_tokens, *floored)
-    if params.ndim > 1:
-        return law, 0.0
-    return law, float(np.sum(np.log(params / law.best_params(flops)) ** 2))
+def frontier(minima: Minima) -> Frontier:
+    """Power laws through the minima of each sample: N*, D* and L* [S, B]."""
+    of_params = power.fit(minima.flops, minima.params)
+    of_tokens = power.fit(minima.flops, minima.tokens)
+    return Frontier(*of_params, *of_tokens, *power.fit_floored(minima.flops, minima.loss))
+
+
+def through(minima: Minima) -> Frontier:
+    """The same of one, [B]."""
+    return frontier(Minima(minima.flops, *(column[None] for column in minima[1:4]))).at(0)
 
 
 def _vertex(sizes: np.ndarray, loss: np.ndarray, where: str, what: str) -> tuple[np.ndarray, float]:
@@ -126,8 +124,8 @@ def _bootstrap(
         params[:, index], loss[:, index] = _vertices(runs.params[rows], part, taken)
         tokens[:, index], _ = _vertices(runs.tokens[rows], part, taken)
     good = np.isfinite(params).all(axis=1) & np.isfinite(tokens).all(axis=1)
-    law, _ = frontier(minima.flops, params[good], tokens[good], loss[good])
-    return law, int(size - good.sum())
+    kept = Minima(minima.flops, params[good], tokens[good], loss[good])
+    return frontier(kept), int(size - good.sum())
 
 
 def _vertices(
@@ -159,8 +157,8 @@ def bias(law: Law, flops: np.ndarray, target: float, width: float, points: int =
     tokens = np.asarray(law.best_tokens(flops))[:, None] * factors
     budget = np.broadcast_to(flops[:, None], tokens.shape)
     params = budget / (law.cost * tokens)
-    flat = [np.ravel(x) for x in (params, tokens, law.loss(params, tokens), budget)]
-    found = fit(runs(*flat)).law
+    loss = np.asarray(law.loss(params, tokens))
+    found = fit(runs(params.ravel(), tokens.ravel(), loss.ravel(), budget.ravel())).law
     return Bias(
         float(found.best_params(target) / law.best_params(target) - 1),
         float(found.best_tokens(target) / law.best_tokens(target) - 1),

@@ -91,7 +91,9 @@ class Fit:
             raise ConfigError(
                 f'{self.method} knows the optimum of a budget only; fit by parametric or projection'
             )
-        samples = None if self.samples is None else self.samples.loss(params, tokens)  # type: ignore[union-attr]
+        samples = None
+        if isinstance(self.samples, Law):
+            samples = np.asarray(self.samples.loss(params, tokens))
         return self._with_noise(
             float(self.law.loss(params, tokens)), samples, level, self.residuals * noise
         )

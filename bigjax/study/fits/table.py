@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ from bigjax.study.fits.law import SIX
 
 SAME_BUDGET = 0.1  # gaps in log C below this are within one budget
 ASSUMED = 'C = 6 N D, assumed: the table names no FLOPs'
+
+
+ARRAYS = ('params', 'tokens', 'flops', 'loss', 'curve')
 
 
 class Runs(NamedTuple):
@@ -37,8 +40,7 @@ class Runs(NamedTuple):
 
     def take(self, rows: np.ndarray) -> 'Runs':
         """Those rows (a mask or indices)."""
-        arrays = (array[rows] for array in self[:5])
-        return Runs(*arrays, self.convention, self.skipped)
+        return self._replace(**{name: getattr(self, name)[rows] for name in ARRAYS})
 
 
 def runs(
@@ -65,8 +67,8 @@ def runs(
     if flops is None:
         columns['flops'] = SIX * columns['params'] * columns['tokens']
         convention = ASSUMED
-    ordered = (columns[name] for name in ('params', 'tokens', 'flops', 'loss'))
-    return Runs(*ordered, columns['params'].astype(str), convention)
+    arrays = {name: columns[name] for name in ARRAYS[:4]} | {'curve': columns['params'].astype(str)}
+    return Runs(**arrays)._replace(convention=convention)
 
 
 def read(
@@ -118,7 +120,7 @@ def columns_of(path: Path) -> tuple[str, ...]:
         raise DataError(f'cannot read {path}: {error}; expected a CSV file') from error
 
 
-def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, Mapping[str, str]]]:
+def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     header = columns_of(path)
     for name in needed:
         if name not in header:
@@ -126,7 +128,7 @@ def _rows(path: Path, needed: Sequence[str]) -> list[tuple[int, Mapping[str, str
     repeated = sorted({name for name in header if name in needed and header.count(name) > 1})
     if repeated:
         raise DataError(f'{path} has two columns {repeated[0]!r}; rename one')
-    found = []
+    found: list[tuple[int, dict[str, str]]] = []
     with path.open(newline='', encoding='utf-8-sig') as file:
         reader = csv.DictReader(file)
         try:

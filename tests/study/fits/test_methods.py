@@ -1,11 +1,23 @@
 """Approaches 1 to 3 and variable projection, against laws that are known and published fits."""
 
+import csv
+
 import numpy as np
 import pytest
 from scipy import optimize
 
 from bigjax.errors import DataError
-from bigjax.study.fits import isoflop, parametric, power, projection, solver, table
+from bigjax.study.fits import (
+    envelope,
+    interpolated,
+    isoflop,
+    parametric,
+    power,
+    projection,
+    published,
+    solver,
+    table,
+)
 from bigjax.study.fits.law import Law
 from bigjax.study.fits.resample import Bootstrap
 from tests.study.fits.surfaces import HOFFMANN, isoflops, scattered
@@ -201,3 +213,76 @@ def test_a_power_law_with_a_floor():
     found = power.fit_floored(x, y)
     assert np.allclose(found.E, [1.7, 2.0], atol=1e-3)
     assert np.allclose(found.gamma, [0.15, 0.1], atol=1e-3)
+
+
+SETUPS = {  # source, val, param_count, decay, warmup, hparams
+    'kaplan': ('train', 'kaplan', 'kaplan', 'long', 'base'),
+    'head': ('val', 'standard', 'kaplan', 'long', 'base'),
+    'warmup': ('val', 'standard', 'kaplan', 'short', 'base'),
+    'cosine': ('val', 'standard', 'chinchilla', 'short', 'base'),
+    'tuned': ('val', 'standard', 'const', 'short', 'tuned'),
+}
+
+
+def setup(name, source):
+    columns = ('val', 'param_count', 'decay', 'warmup', 'hparams')
+    where = [*zip(columns, SETUPS[name], strict=True), ('dataset', 'rw')]
+    return [*where, (source, 'porian_summary_df')]
+
+
+@pytest.mark.parametrize('name', SETUPS)
+def test_porians_exponents(data, name):
+    """From the optima as published: log-log, weighted by their spread; some budgets have none."""
+    with data('porian_optimal_pairs.csv').open() as file:
+        wanted = dict(setup(name, 'source_file'))
+        rows = [row for row in csv.DictReader(file) if row.items() >= wanted.items()]
+    rows = [row for row in rows if row['n']]
+    flops, params, spread = (
+        np.array([float(row[key]) for row in rows]) for key in ('flops', 'n', 'n_star_std')
+    )
+    expected = np.ravel(published.PORIAN_A[name])[0]
+    assert power.fit(flops, params, spread**-2).exponent == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize('name', ['kaplan', 'tuned'])
+def test_porians_intervals(data, name):
+    """From the losses: noise of .002 nats moves the optima."""
+    where = setup(name, 'source')
+    runs = table.read(data('porian_isoflop_points.csv'), params='n', flops='flops', where=where)
+    optima = interpolated.measure(runs, noise=0.002)
+    _, low, high = published.PORIAN_A[name]
+    found = np.percentile(optima.laws().exponent, [2.5, 97.5])
+    assert found == pytest.approx([low, high], abs=0.002)
+
+
+def curves(law, sizes, points=60):
+    """Training curves of constant-rate runs on the law itself."""
+    params = np.repeat(sizes, points)
+    tokens = np.tile(np.geomspace(1, 600, points), len(sizes)) * params
+    return table.runs(params, tokens, law.loss(params, tokens))
+
+
+@pytest.mark.parametrize(('method', 'a'), published.HOFFMANN_A.items())
+def test_each_approach_finds_an_exponent_as_published(method, a):
+    """Hoffmann, table 2: laws with those exponents, fitted by those approaches."""
+    law = Law(1.69, 406.4, 1000.0, 0.62 * (1 - a), 0.62 * a)
+    if method == 'envelope':
+        found = envelope.fit(curves(law, np.geomspace(1e7, 1e10, 60))).law
+    elif method == 'isoflop':
+        found = isoflop.fit(isoflops(law, np.logspace(18, 21, 5), 4)).law
+    else:
+        found = parametric.fit(isoflops(law, np.logspace(18, 21, 5), 4), starts=FEW).law
+    assert f'{found.a:.2f}' == f'{a:.2f}'
+
+
+def test_the_envelope():
+    runs = curves(HOFFMANN, np.geomspace(1e7, 1e10, 60))
+    fit = envelope.fit(runs, Bootstrap(50))
+    assert fit.best_loss(1e20).value == pytest.approx(HOFFMANN.best_loss(1e20), rel=2e-3)
+    assert fit.best_params(1e20).value == pytest.approx(HOFFMANN.best_params(1e20), rel=0.05)
+    low, high = fit.interval('a', 0.99)
+    assert low < HOFFMANN.a < high
+    with pytest.raises(DataError, match='at least 3 training curves'):
+        envelope.fit(curves(HOFFMANN, np.array([1e7, 1e8])))
+    with pytest.raises(DataError, match='--curve'):
+        envelope.fit(runs._replace(curve=np.repeat(['a', 'b', 'c'], 1200)))
