@@ -141,6 +141,28 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     ls.add_argument('--csv', action='store_true', help='all that the ledger says of each run')
     diff = command('diff', commands.diff, 'configs and results of two runs, side by side')
     diff.add_argument('runs', type=Path, metavar='RUN', nargs=2)
+    fit = command('fit', commands.fit, 'a scaling law through a table of runs')
+    fit.add_argument('table', type=Path, metavar='TABLE.csv', help='a row a run')
+    for name in ('params', 'tokens', 'loss'):
+        fit.add_argument(f'--{name}', default=name, metavar='COLUMN')
+    help = "6ND: none; by default 'flops' if there is one, else 6ND"
+    fit.add_argument('--flops', metavar='COLUMN', help=help)
+    help = 'tells training curves apart (envelope)'
+    fit.add_argument('--curve', metavar='COLUMN', help=help)
+    help = 'only rows with that; may be given again'
+    fit.add_argument('--where', action='append', default=[], metavar='COLUMN=VALUE', help=help)
+    methods = ('envelope', 'isoflop', 'parametric', 'projection')
+    help = 'approach 1, 2 or 3, or variable projection (the default)'
+    fit.add_argument('--method', default='projection', choices=methods, help=help)
+    help = 'fits, for the intervals'
+    fit.add_argument('--bootstrap', type=int, default=200, metavar='N', help=help)
+    fit.add_argument('--over', default='runs', choices=('runs', 'noise'), help='of the bootstrap')
+    fit.add_argument('--seed', type=int, default=0, help='of the bootstrap')
+    help = 'largest budgets to predict rather than fit'
+    fit.add_argument('--hold_out', type=int, default=1, metavar='N', help=help)
+    fit.add_argument('--json', action='store_true', help='print JSON')
+    fit.add_argument('--plot', type=Path, metavar='FILE.png', help='losses, optimum, residuals')
+    fit.add_argument('--out', type=Path, metavar='DIR', help='fit.json and a figure each')
     doctor = command('doctor', commands.doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = subparsers.add_parser('data', help='prepare data sets').add_subparsers(required=True)

@@ -213,6 +213,31 @@ def diff(arguments: argparse.Namespace, _: Overrides) -> None:
     compare.diff(one, other, Console())
 
 
+def fit(arguments: argparse.Namespace, _: Overrides) -> None:
+    from bigjax.study.fits import held_out, show, table
+    from bigjax.study.fits.resample import Bootstrap
+
+    runs = table.read(
+        arguments.table,
+        arguments.params,
+        arguments.tokens,
+        arguments.loss,
+        arguments.flops or table.flops_column(arguments.table),
+        arguments.curve,
+        [table.condition(text) for text in arguments.where],
+    )
+    how = Bootstrap(arguments.bootstrap, arguments.over, arguments.seed)
+    tested = held_out.judge(runs, arguments.method, how, arguments.hold_out)
+    if arguments.json:
+        print(json.dumps(show.to_dict(tested), indent=2, allow_nan=False))
+    else:
+        show.show(tested, Console())
+    if arguments.plot is not None:
+        show.draw(tested, arguments.plot)
+    if arguments.out is not None:
+        show.write(tested, arguments.out)
+
+
 def doctor(arguments: argparse.Namespace, _: Overrides) -> int:
     from bigjax import doctor
 

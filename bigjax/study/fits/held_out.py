@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigjax.errors import DataError
+from bigjax.errors import ConfigError, DataError
 from bigjax.study.fits import envelope, isoflop, methods
 from bigjax.study.fits.law import Law
 from bigjax.study.fits.resample import Bootstrap
@@ -50,8 +50,10 @@ class Tested:
 
 
 def judge(runs: Runs, method: str, bootstrap: Bootstrap, hold_out: int = 1) -> Tested:
-    """The fit to all but the `hold_out` largest budgets. Raises: DataError."""
+    """The fit to all but the `hold_out` largest budgets. Raises: ConfigError, DataError."""
     function = methods.find(method)
+    if hold_out < 0:
+        raise ConfigError(f'hold_out: expected 0 or more budgets, got {hold_out}')
     if not hold_out:
         return Tested(function(runs, bootstrap), runs, None)
     if method == 'envelope':
@@ -83,8 +85,9 @@ def _best_run(fit: Fit, part: Runs) -> list[Miss]:
     if not isinstance(fit.law, Law):
         return []
     best = int(part.loss.argmin())
-    predicted = fit.loss(float(part.params[best]), float(part.tokens[best]), noise=True)
-    what = f'loss of N = {part.params[best]:.3g}, the best run'
+    params, tokens = float(part.params[best]), float(part.tokens[best])
+    predicted = fit.loss(params, tokens, noise=True)
+    what = f'L({params:.3g}, {tokens:.3g})'
     return [Miss(float(part.flops[best]), what, predicted, float(part.loss[best]))]
 
 

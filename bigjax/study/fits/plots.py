@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bigjax.study.fits.held_out import Tested
 from bigjax.study.fits.law import Law
 from bigjax.study.fits.result import LEVEL, Fit
-from bigjax.study.fits.table import ARRAYS, Runs, budgets
+from bigjax.study.fits.table import Runs, budgets, join
 from bigjax.study.plots import BLACK, BLUE, GREY, ORANGE, styled
 
 SHADES = matplotlib.colormaps['viridis']
@@ -171,11 +171,7 @@ def _residuals(ax: Axes, tested: Tested) -> None:
 
 def _every(tested: Tested) -> Runs:
     """Seen, then held out."""
-    if tested.held is None:
-        return tested.seen
-    seen, held = tested.seen, tested.held
-    joined = {name: np.concatenate([getattr(seen, name), getattr(held, name)]) for name in ARRAYS}
-    return seen._replace(**joined)
+    return tested.seen if tested.held is None else join(tested.seen, tested.held)
 
 
 def _log(ax: Axes, names: str) -> None:

@@ -21,10 +21,10 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 0 or self.over not in ('runs', 'noise'):
-            raise ConfigError(
-                f"bootstrap: expected samples of 0 or more over 'runs' or 'noise', got {self}"
-            )
+        if self.samples < 0 or self.seed < 0:
+            raise ConfigError(f'bootstrap: expected samples and seed of 0 or more, got {self}')
+        if self.over not in ('runs', 'noise'):
+            raise ConfigError(f"bootstrap: expected over 'runs' or 'noise', got {self.over!r}")
 
 
 NONE = Bootstrap()

@@ -1,15 +1,22 @@
-"""A fit as text and as JSON."""
+"""A fit as text, as JSON and as figures."""
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bigjax.errors import EnvironmentProblem
+from bigjax.study.fits import plots
 from bigjax.study.fits.held_out import Tested
 from bigjax.study.fits.result import LEVEL, Interval, Prediction
 from bigjax.study.fits.table import Runs, budgets
+from bigjax.study.plots import save
 
 BEYOND = (1.0, 10.0, 100.0)  # times the largest budget, where the optimum is told
 
@@ -83,19 +90,26 @@ def show(tested: Tested, console: Console) -> None:
     if _samples(tested):
         failed = f', {fit.failed} more without a fit' if fit.failed else ''
         console.print(f'intervals: {LEVEL:.0%} of {_samples(tested)} bootstrap fits{failed}')
+    console.print()
     parameters = _table('parameter', 'value', 'interval')
     for name, value in fit.parameters.items():
         parameters.add_row(name, f'{value:.5g}', _interval(fit.interval(name)))
     console.print(parameters)
-    optimum = _table('FLOPs', 'N*', 'interval', 'D*', 'interval', 'L*', 'interval')
+    console.print()
+    optimum = _table('FLOPs', 'optimum', 'value', 'interval')
     for flops in targets(tested):
-        cells = [fit.best_params(flops), fit.best_tokens(flops), fit.best_loss(flops)]
-        texts = [text for cell in cells for text in (f'{cell.value:.4g}', _interval(cell.interval))]
-        optimum.add_row(f'{flops:.3g}', *texts)
+        for name, predict in {
+            'N*': fit.best_params,
+            'D*': fit.best_tokens,
+            'L*': fit.best_loss,
+        }.items():
+            found = predict(flops)
+            optimum.add_row(f'{flops:.3g}', name, f'{found.value:.4g}', _interval(found.interval))
     console.print(optimum)
     if tested.held is not None:
+        console.print()
         console.print(f'held out: {_about(tested.held)}', soft_wrap=True)
-        missed = _table('FLOPs', 'quantity', 'predicted', 'interval', 'measured', 'miss', 'inside')
+        missed = _table('FLOPs', 'quantity', 'predicted', 'interval', 'measured', 'miss', 'in it')
         for miss in tested.misses:
             inside = {None: '', True: 'yes', False: 'no'}[miss.covered]
             missed.add_row(
@@ -110,6 +124,31 @@ def show(tested: Tested, console: Console) -> None:
         console.print(missed)
     for note in tested.notes:
         console.print(note, soft_wrap=True)
+
+
+def draw(tested: Tested, path: Path) -> None:
+    """The overview as PNG. Raises: EnvironmentProblem."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(plots.overview(tested), path)
+
+
+def write(tested: Tested, folder: Path) -> None:
+    """fit.json and figures. Raises: EnvironmentProblem."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_dict(tested), indent=2, allow_nan=False)
+        (folder / 'fit.json').write_text(text + '\n')
+        for figure in (plots.isoflops, plots.frontier, plots.residuals):
+            save(figure(tested), folder / f'{figure.__name__}.png')
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(f'cannot write {path}: {error.strerror}') from error
 
 
 def _about(runs: Runs) -> str:
@@ -131,7 +170,8 @@ def _samples(tested: Tested) -> int:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style='bold')
     for name in columns:
-        table.add_column(name, justify='left' if name in ('parameter', 'quantity') else 'right')
+        left = name in ('parameter', 'quantity', 'optimum')
+        table.add_column(name, justify='left' if left else 'right', no_wrap=True)
     return table
 
 

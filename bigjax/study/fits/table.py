@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bigjax.errors import DataError, nearest
+from bigjax.errors import ConfigError, DataError, nearest
 from bigjax.study.fits.law import SIX
 
 SAME_BUDGET = 0.1  # gaps in log C below this are within one budget
-ASSUMED = 'C = 6 N D, assumed: the table names no FLOPs'
+ASSUMED = 'C = 6 N D, assumed: no column of FLOPs was named'
+SIX_ND = '6ND'
 
 
 ARRAYS = ('params', 'tokens', 'flops', 'loss', 'curve')
@@ -40,7 +41,19 @@ class Runs(NamedTuple):
 
     def take(self, rows: np.ndarray) -> 'Runs':
         """Those rows (a mask or indices)."""
-        return self._replace(**{name: getattr(self, name)[rows] for name in ARRAYS})
+        return _like(self, [getattr(self, name)[rows] for name in ARRAYS])
+
+
+def join(one: Runs, other: Runs) -> Runs:
+    """The rows of both, under the convention of the first."""
+    return _like(
+        one, [np.concatenate([getattr(one, name), getattr(other, name)]) for name in ARRAYS]
+    )
+
+
+def _like(runs: Runs, arrays: Sequence[np.ndarray]) -> Runs:
+    params, tokens, flops, loss, curve = arrays
+    return Runs(params, tokens, flops, loss, curve, runs.convention, runs.skipped)
 
 
 def runs(
@@ -67,8 +80,14 @@ def runs(
     if flops is None:
         columns['flops'] = SIX * columns['params'] * columns['tokens']
         convention = ASSUMED
-    arrays = {name: columns[name] for name in ARRAYS[:4]} | {'curve': columns['params'].astype(str)}
-    return Runs(**arrays)._replace(convention=convention)
+    return Runs(
+        columns['params'],
+        columns['tokens'],
+        columns['flops'],
+        columns['loss'],
+        columns['params'].astype(str),
+        convention,
+    )
 
 
 def read(
@@ -76,19 +95,23 @@ def read(
     params: str = 'params',
     tokens: str = 'tokens',
     loss: str = 'loss',
-    flops: str | None = None,
+    flops: str = SIX_ND,
     curve: str | None = None,
     where: Sequence[tuple[str, str]] = (),
 ) -> Runs:
     """The runs of a CSV file with a header.
 
-    where: (column, value) that a row must have. Rows of runs that a `status` column does not call
-    finished are skipped where they have no loss; every other bad cell is an error.
+    flops: a column, or '6ND' where C is to be 6 N D.
+    curve: a column that tells training runs apart; by default they differ in N.
+    where: (column, value) that a row must have.
+
+    Rows of runs that a `status` column does not call finished are skipped where they have no loss;
+    every other bad cell is an error.
 
     Raises: DataError, with line and column.
     """
     columns = {'params': params, 'tokens': tokens, 'loss': loss}
-    if flops is not None:
+    if flops != SIX_ND:
         columns['flops'] = flops
     needed = [*columns.values(), *([curve] if curve else []), *(name for name, _ in where)]
     numbers: dict[str, list[float]] = {name: [] for name in columns}
@@ -109,6 +132,19 @@ def read(
     arrays = {name: np.array(values) for name, values in numbers.items()}
     found = runs(**arrays, convention=f'column {flops!r}')
     return found._replace(curve=np.array(labels), skipped=skipped)
+
+
+def flops_column(path: Path) -> str:
+    """'flops' where the table has it, else '6ND'. Raises: DataError."""
+    return 'flops' if 'flops' in columns_of(path) else SIX_ND
+
+
+def condition(text: str) -> tuple[str, str]:
+    """A condition as typed, COLUMN=VALUE. Raises: ConfigError."""
+    column, equals, value = text.partition('=')
+    if not column or not equals:
+        raise ConfigError(f'--where: expected COLUMN=VALUE, got {text!r}')
+    return column, value
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
