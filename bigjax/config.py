@@ -129,7 +129,11 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and in what portions. `batch_size` is global: examples a step over all devices."""
+    """How long and in what portions. `batch_size` is global: examples a step over all devices.
+
+    noise_scale: how often the gradient noise scale is measured, from the microbatches of
+        `accumulation`; 0: never. See `bigjax.train.noise`.
+    """
 
     steps: Duration | None = None
     epochs: Positive | None = None
@@ -137,6 +141,7 @@ class TrainConfig:
     accumulation: PositiveInt = 1
     log_every: Duration = Duration(100)
     early_stopping: EarlyStopping | None = None
+    noise_scale: Duration = Duration(0)
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -147,6 +152,11 @@ class TrainConfig:
             raise ValueError(
                 f'train.batch_size={self.batch_size} is not divisible by '
                 f'train.accumulation={self.accumulation}'
+            )
+        if self.noise_scale.amount and self.accumulation == 1:
+            raise ValueError(
+                f'train.noise_scale={self.noise_scale} compares microbatches, expected '
+                'train.accumulation of 2 or more, got 1; set train.accumulation=2, or noise_scale=0'
             )
 
     @property

@@ -22,6 +22,7 @@ from bigjax.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
     BigjaxError,
+    DataError,
     Preempted,
     one_line,
 )
@@ -85,6 +86,18 @@ def run(
         raise Preempted(f'stopped {len(running)} runs, which saved; the same command goes on')
     rows = ledger.read(study)
     return [rows[job.id] for job in jobs if job.id in rows]
+
+
+def finish(
+    jobs: Sequence[Job], study: Path, slots: int = 1, console: Console | None = None
+) -> list[Row]:
+    """As `run`, for those who need every result. Raises: DataError where a run has none."""
+    rows = run(jobs, study, slots, retry=True, console=console)
+    for row in rows:
+        if row['event'] != 'finished':
+            why = row.get('error', f'see {study / ledger.RUNS / row["id"] / OUTPUT}')
+            raise DataError(f'run {row["id"]} {row["event"]}: {why}')
+    return rows
 
 
 def show(jobs: Sequence[Job], study: Path, console: Console) -> None:

@@ -130,7 +130,8 @@ def build(
     if config.precision.moments == 'bfloat16':
         optimizer = moments.in_bfloat16(optimizer, params)
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
-    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained)
+    noise_every = _noise_every(config, horizon)
+    recipe = _recipe(config, splits.spec, task, model, optimizer, schedule, trained, noise_every)
     abstract = jax.eval_shape(_init(config, model, optimizer), jax.random.key(0))
     shardings, notes = states.shardings(model, optimizer, abstract, mesh)
     placed = jax.tree.map(
@@ -183,7 +184,8 @@ def _init(
 ) -> Callable[[jax.Array], TrainState]:
     """From a key to a fresh state."""
     has_ema, is_scaled = config.optimizer.ema is not None, config.precision.compute == 'float16'
-    return partial(states.init, model, optimizer, has_ema, is_scaled)
+    has_noise = bool(config.train.noise_scale.amount)
+    return partial(states.init, model, optimizer, has_ema, is_scaled, has_noise)
 
 
 def _check_offload(config: Config, mesh: Mesh) -> None:
@@ -211,6 +213,16 @@ def _horizon(config: Config, splits: Splits) -> Horizon:
     if steps < 1:
         raise ConfigError('config.train: expected at least one step, got 0; raise steps or epochs')
     return Horizon(config.train.batch_size, rows, splits.spec.tokens, steps)
+
+
+def _noise_every(config: Config, horizon: Horizon) -> int:
+    every = horizon.steps(config.train.noise_scale)
+    if config.train.noise_scale.amount and not every:
+        raise ConfigError(
+            f'config.train.noise_scale: expected at least one step of {horizon.total_steps}, got '
+            f'{config.train.noise_scale}, which is none; raise it, or set 0 for never'
+        )
+    return every
 
 
 def build_task(config: Config, spec: DataSpec) -> Task:
@@ -252,6 +264,7 @@ def _recipe(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     trained: Any,
+    noise_every: int,
 ) -> Recipe:
     task.metrics(metric_names(config, task))  # an unknown name is refused now, not after an epoch
     return Recipe(
@@ -270,6 +283,7 @@ def _recipe(
         ema=config.optimizer.ema,
         growth_steps=config.precision.growth_steps,
         guard=config.guard,
+        noise_every=noise_every,
     )
 
 

@@ -13,9 +13,10 @@ from bigjax.models.core import Model
 from bigjax.optim.shardings import state_shardings
 from bigjax.sharding.mesh import replicated
 from bigjax.sharding.rules import parameter_shardings
-from bigjax.train import guard, loss_scale
+from bigjax.train import guard, loss_scale, noise
 from bigjax.train.guard import Guard
 from bigjax.train.loss_scale import LossScale
+from bigjax.train.noise import NoiseAverages
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +29,7 @@ class TrainState:
     rng: the key of the run; each step folds its number in, so it never changes.
     guard: counts what was refused (`train.guard`).
     loss_scale: of float16 compute, or None.
+    noise: averages of the gradient noise, where it is measured, or None.
     """
 
     step: Any
@@ -38,6 +40,7 @@ class TrainState:
     rng: Any
     guard: Guard
     loss_scale: LossScale | None = None
+    noise: NoiseAverages | None = None
 
     @property
     def eval_variables(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def init(
     optimizer: optax.GradientTransformation,
     with_ema: bool,
     with_loss_scale: bool,
+    with_noise: bool,
     rng: jax.Array,
 ) -> TrainState:
     """A fresh state; pure, so that jit with output shardings makes every leaf in its place."""
@@ -66,6 +70,7 @@ def init(
         rng=run_rng,
         guard=guard.first(),
         loss_scale=loss_scale.first() if with_loss_scale else None,
+        noise=noise.first() if with_noise else None,
     )
 
 
@@ -95,5 +100,6 @@ def shardings(
         rng=replicated(mesh),
         guard=jax.tree.map(lambda _: replicated(mesh), abstract.guard),
         loss_scale=jax.tree.map(lambda _: replicated(mesh), abstract.loss_scale),
+        noise=jax.tree.map(lambda _: replicated(mesh), abstract.noise),
     )
     return placed, notes

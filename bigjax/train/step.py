@@ -22,7 +22,7 @@ from bigjax.metrics import MetricGroup
 from bigjax.models.core import Model
 from bigjax.nn import experts
 from bigjax.tasks.core import Losses, Task
-from bigjax.train import guard, loss_scale
+from bigjax.train import guard, loss_scale, noise
 from bigjax.train.state import TrainState
 
 
@@ -33,6 +33,7 @@ class Recipe:
     forward: the model as the task reads it, whole or in parts.
     trained: a tree like the parameters, False for those that cost no gradient and no penalty.
     standardise: a raw batch -> what the model reads. augment: (key, batch) -> batch, training only.
+    noise_every: steps from one measurement of the gradient noise to the next; 0: none is made.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Recipe:
     ema: float | None = None
     growth_steps: int = 2000
     guard: GuardConfig = field(default_factory=GuardConfig)
+    noise_every: int = 0
 
 
 def train_step(
@@ -61,10 +63,12 @@ def train_step(
     batch = recipe.standardise(recipe.augment(augment_rng, batch))
     if recipe.task.corrupt is not None:
         batch = recipe.task.corrupt(jax.random.fold_in(step_rng, 2), batch)
-    loss, grads, collections, (sums, diagnostics) = _accumulated(recipe, state, batch, model_rng)
+    loss, grads, collections, (sums, diagnostics), parts = _accumulated(
+        recipe, state, batch, model_rng
+    )
     trained = _trained(recipe, state.params)
     penalty, penalty_grads = jax.value_and_grad(_penalty, argnums=1)(recipe, trained)
-    grads = jax.tree.map(jnp.add, grads, penalty_grads)
+    plain, grads = grads, jax.tree.map(jnp.add, grads, penalty_grads)
     grads = _filled(grads, jax.tree.map(jnp.zeros_like, state.params))
     logged = {
         'loss': loss + penalty,
@@ -78,6 +82,12 @@ def train_step(
         excused = scale.scale >= loss_scale.LOWEST
         scale = loss_scale.after_step(scale, finite, recipe.growth_steps)
         logged['loss_scale'] = scale.scale
+    averages = state.noise
+    if averages is not None:
+        averages = noise.after_step(
+            averages, _noise_due(recipe, state), parts, plain, logged['grad_norm']
+        )
+        logged |= noise.metrics(averages)
     finite &= jnp.isfinite(logged['loss'])
     taken, counts, verdict = guard.after_step(
         recipe.guard, state.guard, logged['loss'], finite, excused
@@ -87,7 +97,10 @@ def train_step(
     after = jax.lax.cond(
         taken, partial(_updated, recipe), lambda state, *_: state, state, grads, collections
     )
-    return dataclasses.replace(after, step=state.step + 1, guard=counts, loss_scale=scale), logged
+    after = dataclasses.replace(
+        after, step=state.step + 1, guard=counts, loss_scale=scale, noise=averages
+    )
+    return after, logged
 
 
 def eval_step(
@@ -117,8 +130,9 @@ def predict_step(recipe: Recipe, variables: Any, batch: Batch) -> jax.Array:
 
 def _accumulated(
     recipe: Recipe, state: TrainState, batch: Batch, rng: jax.Array
-) -> tuple[jax.Array, Any, Any, Any]:
-    """Mean loss, its gradient (None if frozen), the collections, sums to log: over all parts."""
+) -> tuple[jax.Array, Any, Any, Any, Any]:
+    """Mean loss, its gradient (None if frozen), the collections, sums to log, and what tells the
+    gradient noise (None if it is not measured): over all parts."""
     count = recipe.accumulation
     rows = jax.tree.leaves(batch)[0].shape[0]
     unit = rows if state.loss_scale is None else rows / state.loss_scale.scale
@@ -129,7 +143,10 @@ def _accumulated(
         (loss, (weight, sums, collections)), grads = differentiate(
             recipe, _trained(recipe, state.params), state.params, collections, batch, rng, unit
         )
-        return collections, (loss, grads, weight, sums)
+        parts = None
+        if recipe.noise_every:
+            parts = noise.of_microbatch(_noise_due(recipe, state), grads, unit, weight)
+        return collections, (loss, grads, weight, sums, parts)
 
     if count == 1:
         collections, totals = gradients(state.collections, rng, batch)
@@ -146,9 +163,13 @@ def _accumulated(
         _, shapes = jax.eval_shape(gradients, state.collections, *first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         (collections, totals), _ = jax.lax.scan(body, (state.collections, zeros), inputs)
-    loss, grads, weight, sums = totals
+    loss, grads, weight, sums, parts = totals
     scale = unit / weight
-    return loss * scale, jax.tree.map(lambda grad: grad * scale, grads), collections, sums
+    return loss * scale, jax.tree.map(lambda grad: grad * scale, grads), collections, sums, parts
+
+
+def _noise_due(recipe: Recipe, state: TrainState) -> jax.Array:
+    return state.step % recipe.noise_every == 0
 
 
 def _loss_sum(

@@ -179,6 +179,16 @@ def test_faults_of_tokenizers(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize('text', ['[1, 2]', '7', '"x"', 'null'])
+@pytest.mark.parametrize('name', ['special_tokens_map.json', 'encoder.json'])
+def test_json_that_is_no_object_is_refused(tmp_path, name, text):
+    (tmp_path / 'encoder.json').write_text('{"a": 0}')
+    (tmp_path / 'vocab.bpe').write_text('')
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f'{name}: expected a JSON object, got'):
+        load(tmp_path)
+
+
 def test_a_learned_tokenizer_is_kept(tmp_path):
     config = TokenizerConfig('bpe', 270)
     first = tokenizers.choose(config, tmp_path / 'here', lambda: CORPUS)

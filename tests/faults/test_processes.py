@@ -202,7 +202,7 @@ from bigjax.data import batches; before(batches, 'train_batch', pause)
 def test_row_26_a_corrupt_compilation_cache(tmp_path, monkeypatch):
     cache = tmp_path / 'cache'
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-    hook = 'import jax; from bigjax import cli as c\n' + (
+    hook = 'import jax; from bigjax import commands as c\n' + (
         "after(c, '_start_jax', lambda: jax.config.update("
         "'jax_persistent_cache_min_compile_time_secs', 0.0))"
     )

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from bigjax import cli, config
-from bigjax.errors import ConfigError, Preempted
+from bigjax.errors import ConfigError, DataError, Preempted
 from bigjax.study import jobs, ledger, sweep
 from bigjax.study.points import grid
 from bigjax.train import lock
@@ -192,6 +192,13 @@ def test_failures_are_reported_and_retried_on_request(study, capsys):
     run([78, 1], retry=True)
     assert events(study).count(('started', 78)) == 2
     assert events(study).count(('started', 1)) == 1
+
+
+@pytest.mark.parametrize(('seed', 'why'), [(78, 'failed: bigjax: bad value'), (70, 'diverged: ')])
+def test_who_needs_every_result_is_told_of_one_that_lacks(study, seed, why):
+    assert [row['event'] for row in sweep.finish(planned(1, 2), Path('runs.d'))] == ['finished'] * 2
+    with pytest.raises(DataError, match=why):
+        sweep.finish(planned(1, seed), Path('runs.d'))
 
 
 def test_a_preempted_run_goes_on(study):

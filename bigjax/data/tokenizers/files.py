@@ -67,11 +67,19 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in ('special_tokens_map.json', CONFIG):
         file = folder / name
-        try:
-            settings |= json.loads(file.read_text()) if file.is_file() else {}
-        except ValueError as error:
-            raise DataError(f'{file}: expected JSON: {error}') from None
+        settings |= _object(file) if file.is_file() else {}
     return settings
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """Raises: DataError."""
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f'{file}: expected JSON: {error}') from None
+    if not isinstance(value, dict):
+        raise DataError(f'{file}: expected a JSON object, got {value!r:.60}')
+    return value
 
 
 def _library(tokenizer: Any, settings: Mapping[str, Any]) -> Library:
@@ -81,7 +89,7 @@ def _library(tokenizer: Any, settings: Mapping[str, Any]) -> Library:
     for role, usual in USUAL.items():
         given = settings.get(f'{role}_token')
         given = given.get('content') if isinstance(given, dict) else given
-        candidates = (given,) if given else usual
+        candidates = (given,) if given and isinstance(given, str) else usual
         known = [token for token in candidates if tokenizer.token_to_id(token) is not None]
         if known:
             names[role] = known[0]
@@ -101,7 +109,7 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Library:
 def _byte_level(vocabulary: Path, merges: Path, settings: Mapping[str, Any]) -> Library:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    ids = json.loads(vocabulary.read_text())
+    ids = _object(vocabulary)
     lines = merges.read_text().split('\n')
     pairs = [line.split(' ') for line in lines if line and not line.startswith('#version')]
     tokenizer = Tokenizer(models.BPE(ids, [(left, right) for left, right in pairs]))

@@ -1,0 +1,74 @@
+"""The gradient noise scale, and how steps trade for examples (McCandlish et al. 2018).
+
+B batch size, in examples or tokens; G the gradient, S the covariance of an example's.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bigjax.errors import ConfigError, DataError
+from bigjax.study.fits.law import Values, check_positive
+
+
+class NoiseScale(NamedTuple):
+    """|G|^2, tr S and B_simple = tr S / |G|^2, each unbiased but the last."""
+
+    squared_gradient: Values
+    trace: Values
+    batch: Values
+
+
+def noise_scale(small: float, large: float, of_small: Values, of_large: Values) -> NoiseScale:
+    """From squared norms of gradients at two batch sizes (appendix A.1, equations A.2 and A.3).
+
+    Average the squared norms over many steps first: a ratio of noisy numbers is biased.
+    Raises: ConfigError unless 0 < small < large.
+    """
+    if not 0 < small < large:
+        raise ConfigError(f'noise scale: expected 0 < small < large batch, got {small}, {large}')
+    squared = (large * of_large - small * of_small) / (large - small)
+    trace = (of_small - of_large) / (1 / small - 1 / large)
+    return NoiseScale(squared, trace, trace / squared)
+
+
+class TradeOff(NamedTuple):
+    """(S / S_min - 1) (E / E_min - 1) = 1 (equation 2.11): steps S and examples E to one loss."""
+
+    steps: float
+    examples: float
+
+    @property
+    def critical_batch(self) -> float:
+        """B_crit = E_min / S_min (equation 2.12)."""
+        return self.examples / self.steps
+
+    def steps_at(self, batch: Values) -> Values:
+        """S = S_min + E_min / B."""
+        return self.steps + self.examples / batch
+
+    def examples_at(self, batch: Values) -> Values:
+        """E = B S."""
+        return batch * self.steps_at(batch)
+
+
+def fit_trade_off(batch: np.ndarray, steps: np.ndarray) -> TradeOff:
+    """Least squares of the relative misses in steps [R] at batch sizes [R]: linear in S_min, E_min.
+
+    Raises: DataError where either would be 0 or less, ConfigError unless all are above 0.
+    """
+    check_positive('batch sizes', batch)
+    check_positive('steps', steps)
+    if len(np.unique(batch)) < 2:
+        raise DataError(f'expected at least 2 batch sizes, got {len(np.unique(batch))}; add one')
+    columns = np.stack([np.ones_like(steps, dtype=float), 1 / batch], axis=1) / steps[:, None]
+    lengths = np.linalg.norm(columns, axis=0)
+    found, *_ = np.linalg.lstsq(columns / lengths, np.ones(len(steps)), rcond=None)
+    fewest, least = found / lengths
+    if fewest <= 0 or least <= 0:
+        way = 'larger' if fewest <= 0 else 'smaller'
+        raise DataError(
+            f'the trade-off has S_min {fewest:.3g} and E_min {least:.3g}: these batch sizes do not '
+            f'show both ends of it; add {way} ones'
+        )
+    return TradeOff(float(fewest), float(least))
