@@ -7,7 +7,7 @@ light grid, no frame, one idea a panel; names from data drawn as they are: `$` s
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -45,6 +45,15 @@ def save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing')  # class names in any script
         figure.savefig(path, format='png', dpi=DPI)
+
+
+def log_scale(axes: Axes, *which: Literal['x', 'y']) -> None:
+    """Logarithmic axes with plain numbers, between the decades too where they span few."""
+    for name in which:
+        axes.set(**{f'{name}scale': 'log'})
+        axis = {'x': axes.xaxis, 'y': axes.yaxis}[name]
+        axis.set_major_formatter(ticker.LogFormatter())
+        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
 
 
 @styled

@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     """Sums over microbatches, []: of w_j |g_j|^2, of one where w_j is not 0, and of w_j."""
 
     squares: jax.Array
-    count: jax.Array
+    used: jax.Array
     weight: jax.Array
 
 
@@ -69,7 +69,7 @@ def after_step(
     """
 
     def measured() -> NoiseAverages:
-        plain, small = optax.tree.norm(grads, squared=True), parts.weight / parts.count
+        plain, small = optax.tree.norm(grads, squared=True), parts.weight / parts.used
         noise = from_two_sizes(small, parts.weight, parts.squares / parts.weight, plain)
         square = noise.square + penalised**2 - plain
         share = jnp.maximum(WEIGHT, 1 / (before.seen + 1))

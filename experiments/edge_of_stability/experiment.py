@@ -82,4 +82,5 @@ def draw(results, figure):
         right.plot(steps, [row['loss'] for row in curve], color=colour)
     left.set(title='sharpness, and 2 / rate', xlabel='steps', ylim=(0, None))
     left.legend()
-    right.set(title='training loss', xlabel='steps', yscale='log')
+    plots.log_scale(right, 'y')
+    right.set(title='training loss', xlabel='steps')

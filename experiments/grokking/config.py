@@ -30,12 +30,12 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.optimizer = {
         'name': 'adamw',
-        'learning_rate': 3e-3,
+        'learning_rate': 1e-3,
         'b2': 0.98,
         'weight_decay': 1.0,
         'schedule': {'name': 'constant', 'warmup': 10},
     }
-    config.train = {'steps': 8_000, 'batch_size': 3830, 'log_every': 10}
+    config.train = {'steps': 5_000, 'batch_size': 3830, 'log_every': 10}
     config.eval = {'every': 100, 'metrics': ('accuracy',)}
     config.checkpoint = {'every': 1000}
     return config

@@ -93,7 +93,8 @@ def draw(results, figure):
         for seed in seeds:
             axes.plot(*zip(*seed, strict=True), color=colour, alpha=0.25, linewidth=1)
     axes.set(title='test accuracy of LeNet-300-100 on MNIST, %', xlabel='% of weights left')
-    axes.set(xscale='log')
+    plots.log_scale(axes, 'x')
     axes.set_xticks([100, 50, 20, 10, 5], ['100', '50', '20', '10', '5'])
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.legend(loc='lower left')
