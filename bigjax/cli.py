@@ -163,6 +163,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     fit.add_argument('--json', action='store_true', help='print JSON')
     fit.add_argument('--plot', type=Path, metavar='FILE.png', help='losses, optimum, residuals')
     fit.add_argument('--out', type=Path, metavar='DIR', help='fit.json and a figure each')
+    ladder = command('ladder', commands.ladder, 'budgets to runs; and their losses to the next run')
+    ladder.set_defaults(takes_overrides=True)
+    ladder.add_argument('folder', type=Path, metavar='DIR', help='of the study, to write or to fit')
+    ladder.add_argument('--config', metavar='FILE[:ARG]', help='whose proportions the shapes have')
+    ladder.add_argument('--budgets', type=_numbers, default=(), metavar='C,C,...', help='FLOPs')
+    help = 'one size for each; by default 5,10,20,40,80'
+    ladder.add_argument(
+        '--tokens_per_param', type=_numbers, default=(5, 10, 20, 40, 80), metavar='R,...', help=help
+    )
+    ladder.add_argument('--workdir', type=Path, metavar='DIR', help='of its runs: runs/NAME')
+    ladder.add_argument('--fit', action='store_true', help='after the sweep; writes DIR/next.py')
+    ladder.add_argument('--method', default='projection', choices=methods, help='of the fit')
+    ladder.add_argument('--next', type=float, metavar='C', help='FLOPs of the next run: 10 x most')
     doctor = command('doctor', commands.doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = subparsers.add_parser('data', help='prepare data sets').add_subparsers(required=True)
@@ -185,6 +198,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
             parser.error(f'unknown argument {flag!r}')
         overrides.append((key, value))
     return arguments, overrides
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(','))
 
 
 def _joined(arguments: argparse.Namespace) -> AbstractContextManager[None]:

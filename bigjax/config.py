@@ -240,11 +240,17 @@ class InitFrom:
     """Weights of another run, or of a hub folder or GGUF file (`bigjax.interop`).
 
     Leaves whose path matches `leaves` are taken, the rest is fresh.
+    whole: the optimizer and the step too, of a run: this one goes on there, by its own schedule.
     """
 
     run: str
     leaves: str = '.*'
     checkpoint: str = 'latest'
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.whole and self.leaves != '.*':
+            raise ValueError(f"whole takes all leaves, expected leaves='.*', got {self.leaves!r}")
 
 
 @dataclass(frozen=True)
