@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bigjax.analysis.noise_scale import from_two_sizes
 from bigjax.errors import ConfigError, DataError
 from bigjax.study.fits.law import Values, check_positive
 
@@ -27,9 +28,8 @@ def noise_scale(small: float, large: float, of_small: Values, of_large: Values) 
     """
     if not 0 < small < large:
         raise ConfigError(f'noise scale: expected 0 < small < large batch, got {small}, {large}')
-    squared = (large * of_large - small * of_small) / (large - small)
-    trace = (of_small - of_large) / (1 / small - 1 / large)
-    return NoiseScale(squared, trace, trace / squared)
+    noise = from_two_sizes(small, large, of_small, of_large)
+    return NoiseScale(noise.square, noise.trace, noise.scale)
 
 
 class TradeOff(NamedTuple):
