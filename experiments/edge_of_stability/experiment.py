@@ -37,8 +37,8 @@ def measure(study, smoke, data):
 
 
 def prepared(rows):
-    """Pixels centred and of unit variance, targets one-hot."""
-    inputs = (rows.inputs - rows.inputs.mean(0)) / rows.inputs.std()
+    """Pixels less their means, targets one-hot."""
+    inputs = rows.inputs - rows.inputs.mean(0)
     return Rows(jnp.asarray(inputs), jax.nn.one_hot(rows.targets, 10))
 
 
