@@ -11,7 +11,7 @@ from bigjax.study import in_memory, plots
 WIDTHS, BATCH, STEPS, LEARNING_RATE = (300, 100), 60, 2000, 1.2e-3
 ROUNDS, SEEDS = 15, 3
 RATES = {'hidden_.*/kernel': 0.2, 'read_out/kernel': 0.1}
-"""The part of what is left that a round prunes; of the last layer half as much (table 1)."""
+"""The part of what is left that a round prunes; of the last layer half as much (section 2)."""
 AGAIN = (7, 14, 15)
 """Rounds after which the network that is left is drawn again too, as a control."""
 
