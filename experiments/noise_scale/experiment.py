@@ -27,7 +27,7 @@ def measure(study, smoke, data):
     rows = Rows(*map(jnp.asarray, rows))
     model = in_memory.perceptron(rows, (16,) if smoke else WIDTHS)
     loss, target = in_memory.cross_entropy(model), 1.5 if smoke else TARGET
-    batches, rates = ((8, 64, 512), RATES[:6:2]) if smoke else (BATCHES, RATES)
+    batches, rates = ((8, 64), RATES[:4:2]) if smoke else (BATCHES, RATES)
     results = []
     for seed in range(1 if smoke else SEEDS):
         start = model.init(jax.random.key(seed))['params']
