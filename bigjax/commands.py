@@ -239,7 +239,7 @@ def fit(arguments: argparse.Namespace, _: Overrides) -> None:
 
 
 def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    from bigjax.study import ladder
+    from bigjax.study import ladder, shapes
     from bigjax.study.fits import held_out, show
     from bigjax.study.fits.resample import Bootstrap
 
@@ -249,7 +249,7 @@ def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
     if not arguments.fit:
         if arguments.config is None:
             raise ConfigError('a ladder expects --config and --budgets, or --fit after a sweep')
-        rungs = ladder.climb(
+        rungs = shapes.climb(
             load(arguments.config, overrides), arguments.budgets, arguments.tokens_per_param
         )
         ladder.write(load(arguments.config, overrides), rungs, folder, workdir)

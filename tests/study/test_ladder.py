@@ -9,7 +9,7 @@ from rich.console import Console
 from bigjax import cli, config
 from bigjax.errors import CheckpointError, ConfigError, DataError
 from bigjax.models.flops import palm
-from bigjax.study import jobs, ladder, ledger, points, sweep
+from bigjax.study import jobs, ladder, ledger, points, shapes, sweep
 from bigjax.study.fits.published import HOFFMANN
 from bigjax.train.loop import train
 
@@ -46,7 +46,7 @@ def base(tmp_path, monkeypatch):
 
 
 def test_rungs_fill_their_budgets(base):
-    rungs = ladder.climb(base, [3e8, 1e9, 1e10], [2, 20])
+    rungs = shapes.climb(base, [3e8, 1e9, 1e10], [2, 20])
     assert len(rungs) == 6
     for rung in rungs:
         fields, shape = rung.shape.fields, rung.shape
@@ -58,10 +58,10 @@ def test_rungs_fill_their_budgets(base):
         assert shape.params == params
         assert shape.flops_a_step == palm(params, layers, width, 16, 8 * 16)
         assert rung.tokens == rung.steps * 8 * 16
-    shapes = ladder.Shapes(base)
+    known = shapes.Shapes(base)
     for rung, asked in zip(rungs, [2, 20] * 3, strict=True):
         multiple = rung.shape.fields['model.heads']
-        around = [shapes.at(k) for k in (multiple - 1, multiple + 1) if k]
+        around = [known.at(k) for k in (multiple - 1, multiple + 1) if k]
         others = [rung.budget / s.flops_a_step * s.tokens_a_step / s.params for s in around]
         ours = abs(np.log(rung.tokens / rung.shape.params / asked))
         assert all(ours <= abs(np.log(other / asked)) for other in others)
@@ -69,22 +69,22 @@ def test_rungs_fill_their_budgets(base):
 
 def test_proportions():
     options = {'layers': 4, 'width': 64, 'heads': 8, 'kv_heads': 2, 'mlp': 96}
-    assert ladder._fields(options, 1) == {
+    assert shapes._fields(options, 1) == {
         'layers': 2, 'width': 32, 'heads': 4, 'kv_heads': 1, 'mlp': 48,
     }  # fmt: skip
-    assert ladder._fields(options, 4) == {
+    assert shapes._fields(options, 4) == {
         'layers': 8, 'width': 128, 'heads': 16, 'kv_heads': 4, 'mlp': 192,
     }  # fmt: skip
 
 
 def test_what_cannot_be_climbed(base):
     with pytest.raises(ConfigError, match=r'budget 1e\+06: .* lower train.batch_size'):
-        ladder.climb(base, [1e6], [20])
+        shapes.climb(base, [1e6], [20])
     with pytest.raises(ConfigError, match='--budgets: expected finite numbers above 0'):
-        ladder.climb(base, [], [20])
+        shapes.climb(base, [], [20])
     other = config.with_values(base, model={'name': 'mlp', 'widths': (8,)})
     with pytest.raises(ConfigError, match=r'expects config\.model to be a transformer'):
-        ladder.climb(other, [1e9], [20])
+        shapes.climb(other, [1e9], [20])
 
 
 def losses(folder):
@@ -97,6 +97,7 @@ def losses(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_leaf_is_bit_for_bit_the_run_that_it_stands_for(base, tmp_path):
     quiet = Console(quiet=True)
     shared = {'optimizer.schedule': {'name': 'constant', 'warmup': 2}}
@@ -123,7 +124,7 @@ def test_leaves_take_all_or_nothing(base):
 
 
 def test_a_study_of_trunks_and_leaves(base, tmp_path):
-    rungs = ladder.climb(base, [1e9, 4e9], [2, 8])
+    rungs = shapes.climb(base, [1e9, 4e9], [2, 8])
     folder, workdir = tmp_path / 'steps', tmp_path / 'runs'
     ladder.write(base, rungs, folder, workdir)
     planned = jobs.plan(points.read(folder / 'sweep.py', smoke=False), folder)
@@ -157,9 +158,9 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     assert cli.main(['ladder', 'steps', '--config=base.py', *flags, text]) == 0
     assert 'of it' in capsys.readouterr().out
     folder, workdir = tmp_path / 'steps', tmp_path / 'runs' / 'steps'
-    shapes = ladder.Shapes(config.load('steps/config.py'))
+    known = shapes.Shapes(config.load('steps/config.py'))
     for job in jobs.plan(points.read(folder / 'sweep.py', smoke=False), folder):
-        shape = shapes.at(job.overrides['model.heads'])
+        shape = known.at(job.overrides['model.heads'])
         steps = job.overrides['train.steps']
         tokens = steps * shape.tokens_a_step
         loss = float(HOFFMANN.loss(shape.params, tokens))
@@ -179,10 +180,10 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     width = found.model.options['width']
     cost = fit['flops_per_param_token']
     best = HOFFMANN.G * (1e12 / cost) ** float(HOFFMANN.a)
-    sizes = {k: shapes.at(k).params for k in (width // 8 - 1, width // 8, width // 8 + 1) if k}
+    sizes = {k: known.at(k).params for k in (width // 8 - 1, width // 8, width // 8 + 1) if k}
     assert min(sizes, key=lambda k: abs(np.log(sizes[k] / best))) == width // 8
     steps = found.train.steps.amount
-    assert steps * shapes.at(width // 8).flops_a_step == pytest.approx(1e12, rel=0.01)
+    assert steps * known.at(width // 8).flops_a_step == pytest.approx(1e12, rel=0.01)
     assert found.optimizer.schedule.name == 'warmup_stable_decay'
 
 
