@@ -145,10 +145,11 @@ def coord_check(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if getattr(arguments, name) < 1:
             raise ConfigError(f'--{name}: expected at least 1, got {getattr(arguments, name)}')
     config = _load(arguments, overrides)
+    names: tuple[str, ...] = ()
     if arguments.depths:
         sized, names = coordinates.deepened(config, arguments.depths), coordinates.STREAM
     else:
-        sized, names = coordinates.widened(config, arguments.widths, arguments.field), ()
+        sized = coordinates.widened(config, arguments.widths, arguments.field)
     steps, seeds, out = arguments.steps, arguments.seeds, arguments.out
     return not coordinates.check(sized, steps, seeds, out, Console(), names)
 
