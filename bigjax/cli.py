@@ -106,6 +106,20 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     check = command('check-mesh', commands.check_mesh, 'compare every mesh with one device', config)
     check.add_argument('--steps', type=int, default=3)
     check.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
+    coordinates = command(
+        'coord-check', commands.coord_check, 'do activations move alike at any size?', config
+    )
+    sizes = coordinates.add_mutually_exclusive_group()
+    help = '1, 2, 4 and 8 times the base of config.parametrization unless given'
+    sizes.add_argument('--widths', type=_integers, default=(), metavar='N,N,...', help=help)
+    help = 'of config.model.layers; compares what the last block and the read-out give'
+    sizes.add_argument('--depths', type=_integers, default=(), metavar='N,N,...', help=help)
+    help = 'set to the width, such as model.width; unless given, those of the base grow'
+    coordinates.add_argument('--field', action='append', default=[], metavar='FIELD', help=help)
+    coordinates.add_argument('--steps', type=int, default=4)
+    coordinates.add_argument('--seeds', type=int, default=4)
+    help = 'for coordinates.csv and coordinates.png'
+    coordinates.add_argument('--out', type=Path, default=Path(), metavar='DIR', help=help)
     verify = command(
         'verify-resume', commands.verify_resume, 'is it one run, however often killed?', config
     )
@@ -202,6 +216,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(','))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(','))
 
 
 def _joined(arguments: argparse.Namespace) -> AbstractContextManager[None]:

@@ -138,6 +138,22 @@ def check_mesh(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return check_mesh.check(config, arguments.steps, arguments.tolerance, Console())
 
 
+def coord_check(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    from bigjax.study import coordinates
+
+    for name in ('steps', 'seeds'):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f'--{name}: expected at least 1, got {getattr(arguments, name)}')
+    config = _load(arguments, overrides)
+    names: tuple[str, ...] = ()
+    if arguments.depths:
+        sized, names = coordinates.deepened(config, arguments.depths), coordinates.STREAM
+    else:
+        sized = coordinates.widened(config, arguments.widths, arguments.field)
+    steps, seeds, out = arguments.steps, arguments.seeds, arguments.out
+    return not coordinates.check(sized, steps, seeds, out, Console(), names)
+
+
 def verify_resume(arguments: argparse.Namespace, overrides: Overrides) -> int:
     from bigjax.train import verify_resume
 

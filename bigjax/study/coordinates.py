@@ -61,7 +61,7 @@ def widened(
     Raises: ConfigError where there is no base, or a field of it comes out broken.
     """
     if fields:
-        return {w: with_values(config, **dict.fromkeys(fields, w)) for w in _sizes(widths)}
+        return {w: _with(config, dict.fromkeys(fields, w)) for w in _sizes(widths)}
     base = dict(config.parametrization.base)
     if not base:
         raise ConfigError(
@@ -71,14 +71,14 @@ def widened(
     unit = max(max(value) if isinstance(value, Sequence) else value for value in base.values())
     sizes = _sizes(widths or [unit * size for size in SIZES])
     return {
-        w: with_values(config, **{f'model.{k}': _grown(k, v, w, unit) for k, v in base.items()})
+        w: _with(config, {f'model.{k}': _grown(k, v, w, unit) for k, v in base.items()})
         for w in sizes
     }
 
 
 def deepened(config: Config, depths: Sequence[int]) -> dict[int, Config]:
     """The config at each number of layers."""
-    return {layers: with_values(config, **{'model.layers': layers}) for layers in _sizes(depths)}
+    return {layers: _with(config, {'model.layers': layers}) for layers in _sizes(depths)}
 
 
 def measure(
@@ -244,6 +244,13 @@ def _mean(rows: Sequence[Row], name: str, step: int, size: int) -> float:
         if (row['name'], row['step'], row['size']) == (name, step, size)
     ]
     return float(np.mean(deltas)) if deltas else math.nan
+
+
+def _with(config: Config, fields: Mapping[str, Any]) -> Config:
+    try:
+        return with_values(config, **fields)
+    except KeyError as error:
+        raise ConfigError(f'--field: config has no section {error}, got {list(fields)}') from None
 
 
 def _sizes(sizes: Sequence[int]) -> list[int]:

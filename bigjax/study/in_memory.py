@@ -35,8 +35,8 @@ class Rows(NamedTuple):
 
 
 def read_images(folder: Path | None, smoke: bool) -> tuple[Rows, Rows]:
-    """Train and test of the IDX files in `folder`, pixels in [0, 1]; for a smoke test, 1,200 and
-    597 of scikit-learn's digits. Raises: DataError."""
+    """Train and test of the IDX files in `folder`, pixels in [0, 1]; for a smoke test, of
+    scikit-learn's digits, 1,200 and 597. Raises: DataError."""
     if smoke:
         digits = load(
             DataConfig('digits', splits={'train': 'train[:1200]', 'test': 'train[1200:]'})
