@@ -270,6 +270,8 @@ def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
         )
         ladder.write(load(arguments.config, overrides), rungs, folder, workdir)
         ladder.show(rungs, Console())
+        if lacking := ladder.shortage(rungs):
+            print(lacking)
         print(f'bigjax sweep {folder} --workdir={workdir}; then bigjax ladder {folder} --fit')
         return
     runs = ladder.results(folder, workdir)

@@ -109,6 +109,18 @@ def show(rungs: Sequence[Rung], console: Console) -> None:
     console.print(found)
 
 
+def shortage(rungs: Sequence[Rung]) -> str | None:
+    """Why the top budget could not be held out from a fit, if so."""
+    top = max(rung.budget for rung in rungs)
+    sizes = {rung.shape.params for rung in rungs if rung.budget < top}
+    if len(sizes) >= 3:
+        return None
+    return (
+        f'only {len(sizes)} sizes below the top budget, and a fit that holds it out needs 3: '
+        'add budgets, or values of --tokens_per_param'
+    )
+
+
 def results(folder: Path, workdir: Path) -> table.Runs:
     """The leaves that have a result. Raises: DataError."""
     planned = jobs.plan(read(folder / 'sweep.py', smoke=False), folder)

@@ -67,6 +67,12 @@ def test_rungs_fill_their_budgets(base):
         assert all(ours <= abs(np.log(other / asked)) for other in others)
 
 
+def test_a_shortage_of_sizes_is_told_before_the_runs(base):
+    rungs = shapes.climb(base, [1e9, 4e9], [2, 8])
+    assert 'sizes below the top budget' in ladder.shortage(rungs)
+    assert ladder.shortage(shapes.climb(base, [1e9, 4e9, 1e11], [1, 8, 64])) is None
+
+
 def test_proportions():
     options = {'layers': 4, 'width': 64, 'heads': 8, 'kv_heads': 2, 'mlp': 96}
     assert shapes._fields(options, 1) == {
