@@ -240,11 +240,17 @@ class InitFrom:
     """Weights of another run, or of a hub folder or GGUF file (`bigjax.interop`).
 
     Leaves whose path matches `leaves` are taken, the rest is fresh.
+    whole: the optimizer and the step too, of a run: this one goes on there, by its own schedule.
     """
 
     run: str
     leaves: str = '.*'
     checkpoint: str = 'latest'
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.whole and self.leaves != '.*':
+            raise ValueError(f"whole takes all leaves, expected leaves='.*', got {self.leaves!r}")
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,37 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class ParametrizationConfig:
+    """How initial values and learning rates change with the model's size; `optim.parametrization`.
+
+    name: the standard one; 'mup' (Yang & Hu 2021); or 'completep', which scales in depth too (Dey
+        et al. 2025).
+    base: fields of the model that is as under 'sp': those of config.model that are smaller there,
+        such as {'width': 64, 'heads': 1}. Of no effect under 'sp'.
+    base_depth: its residual blocks, under 'completep'; None for as many as the model has.
+    alpha_in, alpha_out: of what the input layer and the read-out give, to be tuned at the base.
+    depth_exponent: a residual branch counts 1 / depth^this; under 'completep'.
+    """
+
+    name: Literal['sp', 'mup', 'completep'] = 'sp'
+    base: Mapping[str, Any] = field(default_factory=dict)
+    base_depth: PositiveInt | None = None
+    alpha_in: Positive = 1.0
+    alpha_out: Positive = 1.0
+    depth_exponent: Annotated[float, Range(low=0.5, high=1)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name == 'sp' and (self.alpha_in, self.alpha_out) != (1, 1):
+            raise ValueError("alpha_in and alpha_out are of 'mup' and 'completep', not of 'sp'")
+        if self.name == 'mup' and self.base_depth is not None:
+            raise ValueError("base_depth is of 'completep': 'mup' does not scale in depth")
+        if self.name != 'sp' and not self.base and self.base_depth is None:
+            raise ValueError(
+                f"{self.name!r} expects the base model's own fields, such as base={{'width': 64}}"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -284,6 +321,7 @@ class Config:
     sinks: tuple[Literal['tensorboard', 'wandb'], ...] = ()
     init_from: InitFrom | None = None
     lora: LoraConfig | None = None
+    parametrization: ParametrizationConfig = ParametrizationConfig()
 
 
 def resolve(values: Mapping[str, Any]) -> Config:

@@ -26,6 +26,11 @@ def export_run(workdir: Path, out: Path, to: str, which: str | None = None) -> N
     config = folder.saved_config(workdir)
     if config.model.name != 'transformer':
         raise ConfigError(f'{workdir}: expected a transformer to export, got {config.model.name}')
+    if config.parametrization.name != 'sp':
+        raise ConfigError(
+            f"{workdir}: expected config.parametrization.name 'sp', got "
+            f'{config.parametrization.name!r}, whose multipliers other tools do not apply'
+        )
     place = workdir / folder.TOKENIZER
     tokenizer = tokenizers.load(place) if place.is_dir() else None
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:

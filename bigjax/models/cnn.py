@@ -19,6 +19,7 @@ from bigjax.nn.activations import ACTIVATIONS, Pointwise
 from bigjax.nn.conv import Conv, max_pool
 from bigjax.nn.dropout import Dropout
 from bigjax.nn.linear import Dense, Hidden
+from bigjax.nn.multipliers import STANDARD, Multipliers, times
 from bigjax.nn.norms import make_norm
 from bigjax.schema import NonNegativeInt, PositiveInt, Rate
 
@@ -48,7 +49,13 @@ class Config:
             raise ValueError(f'kernel must be odd, to keep the image size; got {self.kernel}')
 
 
-def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
+def build(
+    config: Config,
+    inputs: Any,
+    outputs: int,
+    dtype: Any,
+    multipliers: Multipliers = STANDARD,
+) -> Model:
     """Raises: ConfigError when the inputs are no images, or too small for the pooling."""
     require_rows('cnn', inputs, 3, 'images [H, W, C]')
     side = min(inputs.shape[1:3])
@@ -57,7 +64,7 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
             f'config.model.pools: {config.pools} poolings need images of at least'
             f' {2**config.pools} pixels a side, got {inputs.shape[1:3]}; use fewer'
         )
-    return from_linen(CNN(config, outputs, dtype), inputs)
+    return from_linen(CNN(config, outputs, dtype, multipliers), inputs)
 
 
 class CNN(nn.Module):
@@ -66,6 +73,7 @@ class CNN(nn.Module):
     config: Config
     outputs: int
     dtype: Any
+    multipliers: Multipliers = STANDARD
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
@@ -75,7 +83,7 @@ class CNN(nn.Module):
             Conv, kernel=config.kernel, use_bias=not config.norm, kernel_init=init, dtype=self.dtype
         )
         hidden = partial(Hidden, activation=config.activation, kernel_init=init, dtype=self.dtype)
-        x, fan_in = inputs, 'input'
+        x, fan_in = times(inputs, self.multipliers.embedding), 'input'
         for i, channels in enumerate(config.channels):
             x = conv(channels, axes=(fan_in, 'mlp'), name=f'conv_{i}')(x)
             if config.norm:
@@ -88,5 +96,5 @@ class CNN(nn.Module):
         for i, width in enumerate(config.dense):
             x = Dropout(config.dropout)(x, train)
             x = hidden(width, axes=(fan_in, 'mlp'), name=f'dense_{i}')(x)
-        x = Dropout(config.dropout)(x, train)
+        x = times(Dropout(config.dropout)(x, train), self.multipliers.read_out)
         return Dense(self.outputs, ('embed', 'output'), dtype=jnp.float32, name='read_out')(x)

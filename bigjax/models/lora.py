@@ -69,7 +69,15 @@ def adapt(model: Model, config: LoraConfig) -> Model:
     pairs = {_key(name): kernel.axes for name, kernel in kernels.items()}
     axes = {**model.axes, 'params': {**axes, KEY: pairs}}
     parts = None if model.parts is None else merged(model.parts)
-    return dataclasses.replace(model, init=init, apply=merged(model.apply), parts=parts, axes=axes)
+    return dataclasses.replace(
+        model,
+        init=init,
+        apply=merged(model.apply),
+        parts=parts,
+        axes=axes,
+        stddevs=None,
+        activations=None,
+    )
 
 
 def merge(params: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bigjax.nn import initializers
 from bigjax.nn.conv import Conv, max_pool, mean_pool
 from bigjax.nn.dropout import StochasticDepth
 from bigjax.nn.linear import Dense
+from bigjax.nn.multipliers import STANDARD, Multipliers, times
 from bigjax.nn.norms import make_norm
 from bigjax.schema import PositiveInt, Rate
 
@@ -65,11 +66,21 @@ class Config:
     zero_init: bool = True
     stochastic_depth: Rate = 0.0
 
+    @property
+    def residual_blocks(self) -> int:
+        return sum(DEPTHS[self.depth][1])
 
-def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
+
+def build(
+    config: Config,
+    inputs: Any,
+    outputs: int,
+    dtype: Any,
+    multipliers: Multipliers = STANDARD,
+) -> Model:
     """Raises: ConfigError when the inputs are no images, or the groups do not divide the width."""
     require_rows('resnet', inputs, 3, 'images [H, W, C]')
-    return from_linen(ResNet(config, outputs, dtype), inputs)
+    return from_linen(ResNet(config, outputs, dtype, multipliers), inputs)
 
 
 class ResNet(nn.Module):
@@ -78,6 +89,7 @@ class ResNet(nn.Module):
     config: Config
     outputs: int
     dtype: Any
+    multipliers: Multipliers = STANDARD
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
@@ -88,7 +100,9 @@ class ResNet(nn.Module):
         branch, stages = DEPTHS[config.depth]
 
         kernel, stride = (7, 2) if config.stem == 'imagenet' else (3, 1)
-        x = conv(config.width, kernel, stride, axes=('input', 'mlp'), name='stem')(inputs)
+        x = conv(config.width, kernel, stride, axes=('input', 'mlp'), name='stem')(
+            times(inputs, self.multipliers.embedding)
+        )
         x = jax.nn.relu(norm(name='stem_norm')(x, train))
         if config.stem == 'imagenet':
             x = max_pool(x, window=3, stride=2, padding=1)
@@ -98,20 +112,22 @@ class ResNet(nn.Module):
         for number, (stage, i) in enumerate(blocks, 1):
             layers = branch(config.width * 2**stage, 2 if stage > 0 and i == 0 else 1)
             drop = config.stochastic_depth * number / len(blocks)
-            block = Block(layers, drop, last_scale, conv, norm, name=f'stage_{stage}_block_{i}')
+            name = f'stage_{stage}_block_{i}'
+            block = Block(layers, drop, last_scale, conv, norm, self.multipliers.branch, name=name)
             x = block(x, train)
-        x = mean_pool(x)
+        x = times(mean_pool(x), self.multipliers.read_out)
         return Dense(self.outputs, ('embed', 'output'), dtype=jnp.float32, name='read_out')(x)
 
 
 class Block(nn.Module):
-    """relu(branch(x) + shortcut(x)), where `conv` and `norm` make layers."""
+    """relu(multiplier * branch(x) + shortcut(x)), where `conv` and `norm` make layers."""
 
     branch: Branch
     drop: float
     last_scale: initializers.Initializer
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    multiplier: float
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -125,4 +141,5 @@ class Block(nn.Module):
             strides = math.prod(stride for _, _, stride in self.branch)
             shortcut = self.conv(y.shape[-1], 1, strides, name='shortcut')(x)
             shortcut = self.norm(name='shortcut_norm')(shortcut, train)
-        return jax.nn.relu(shortcut + StochasticDepth(self.drop)(y, train))
+        y = times(StochasticDepth(self.drop)(y, train), self.multiplier)
+        return jax.nn.relu(shortcut + y)

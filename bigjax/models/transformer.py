@@ -34,6 +34,7 @@ from bigjax.nn.blocks import KERNEL_INIT, Sight, make_block_norm, run_blocks
 from bigjax.nn.dropout import Dropout
 from bigjax.nn.initializers import zeros
 from bigjax.nn.linear import Dense, Embed
+from bigjax.nn.multipliers import STANDARD, Multipliers, times
 from bigjax.nn.params import param
 from bigjax.nn.positions import Frequencies, Scaling, sinusoidal
 from bigjax.schema import Positive, PositiveInt
@@ -132,7 +133,13 @@ class Sequences(NamedTuple):
         return jnp.where(self.mask, 1 if self.segments is None else self.segments, 0)
 
 
-def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
+def build(
+    config: Config,
+    inputs: Any,
+    outputs: int,
+    dtype: Any,
+    multipliers: Multipliers = STANDARD,
+) -> Model:
     """Raises: ConfigError when the inputs are no sequences, or do not fit the config."""
     sequences = _checked(inputs)
     vocabulary = _vocabulary(config, sequences, outputs)
@@ -142,7 +149,8 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
             f'config.model.max_length: expected at least {sequences.length}, the length of the '
             f'data, got {max_length}; raise it or leave it out'
         )
-    return as_model(Transformer(config, vocabulary, max_length, outputs, dtype), inputs)
+    module = Transformer(config, vocabulary, max_length, outputs, dtype, multipliers)
+    return as_model(module, inputs)
 
 
 def as_model(module: 'Transformer', inputs: Any) -> Model:
@@ -161,7 +169,14 @@ def as_model(module: 'Transformer', inputs: Any) -> Model:
 def _parts(module: 'Transformer') -> Callable[..., Any]:
     """See `Model.parts`."""
     trunk = applied(module.clone(config=replace(module.config, head='none')))
-    head = Head(module.config, module.vocabulary, module.max_length, module.outputs, module.dtype)
+    head = Head(
+        module.config,
+        module.vocabulary,
+        module.max_length,
+        module.outputs,
+        module.dtype,
+        module.multipliers,
+    )
     hidden = jax.ShapeDtypeStruct((1, 1, module.config.width), jnp.float32)
     names = jax.eval_shape(head.init, jax.random.key(0), hidden)['params'].keys()
 
@@ -230,6 +245,7 @@ class Transformer(nn.Module):
     max_length: int
     outputs: int
     dtype: Any = jnp.float32
+    multipliers: Multipliers = STANDARD
 
     @nn.compact
     def __call__(self, inputs: Any, train: bool = False) -> jax.Array:
@@ -250,6 +266,7 @@ class Transformer(nn.Module):
             x = x + self._table('token_types', config.token_types, ('token_type', 'embed'))(types)
         if config.embedding_norm:
             x = make_block_norm(config, 'embedding_norm', self.dtype)(x)
+        x = times(x, self.multipliers.embedding)
         x = run_blocks(
             Dropout(config.dropout)(x, train),
             segments,
@@ -258,6 +275,7 @@ class Transformer(nn.Module):
             config.sight,
             train=train,
             dtype=self.dtype,
+            multipliers=self.multipliers,
         )
         if config.head == 'none':
             return x.astype(jnp.float32)
@@ -267,6 +285,7 @@ class Transformer(nn.Module):
         if config.pooler:
             x = jnp.tanh(self._dense('pooler')(x).astype(jnp.float32))
             x = Dropout(config.dropout)(x, train)
+        x = times(x, self.multipliers.read_out)
         return Dense(self.outputs, ('embed', 'output'), kernel_init=KERNEL_INIT, name='read_out')(x)
 
     def _add_positions(self, x: jax.Array, positions: jax.Array | None) -> jax.Array:
@@ -285,6 +304,7 @@ class Transformer(nn.Module):
         if config.head_transform:
             x = ACTIVATIONS[config.activation](self._dense('head')(x))
             x = make_block_norm(config, 'head_norm', self.dtype)(x)
+        x = times(x, self.multipliers.read_out)
         if config.tied:
             assert table is not None
             logits = table.attend(x)[..., : self.outputs]

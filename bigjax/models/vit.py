@@ -18,6 +18,7 @@ from bigjax.nn import blocks
 from bigjax.nn.blocks import KERNEL_INIT, Sight, run_blocks
 from bigjax.nn.dropout import Dropout
 from bigjax.nn.linear import Dense
+from bigjax.nn.multipliers import STANDARD, Multipliers, times
 from bigjax.nn.params import param
 from bigjax.schema import Positive, PositiveInt
 
@@ -39,7 +40,13 @@ class Config(blocks.Config):
     pool: Literal['token', 'mean'] = 'token'
 
 
-def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
+def build(
+    config: Config,
+    inputs: Any,
+    outputs: int,
+    dtype: Any,
+    multipliers: Multipliers = STANDARD,
+) -> Model:
     """Outputs are float32 [B, O].
 
     Raises: ConfigError when the inputs are no images, or patches do not tile them.
@@ -52,7 +59,7 @@ def build(config: Config, inputs: Any, outputs: int, dtype: Any) -> Model:
             f' got {config.patch}'
         )
     patches = height * width // config.patch**2
-    model = from_linen(ViT(config, outputs, dtype), inputs)
+    model = from_linen(ViT(config, outputs, dtype, multipliers), inputs)
     return replace(model, sequence=patches + (config.pool == 'token'))
 
 
@@ -62,6 +69,7 @@ class ViT(nn.Module):
     config: Config
     outputs: int
     dtype: Any
+    multipliers: Multipliers = STANDARD
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
@@ -74,10 +82,11 @@ class ViT(nn.Module):
             tokens = jnp.broadcast_to(token[None, None], (x.shape[0], 1, config.width))
             x = jnp.concatenate([tokens, x], axis=1)
         positions = param(self, 'positions', KERNEL_INIT, x.shape[1:], ('position', 'embed'))
-        x = Dropout(config.dropout)(x + positions[None], train)
-        x = run_blocks(x, None, None, config, Sight(), train=train, dtype=self.dtype)
+        x = Dropout(config.dropout)(times(x + positions[None], self.multipliers.embedding), train)
+        options = {'train': train, 'dtype': self.dtype, 'multipliers': self.multipliers}
+        x = run_blocks(x, None, None, config, Sight(), **options)
         x = x.astype(jnp.float32)
-        x = x[:, 0] if config.pool == 'token' else x.mean(1)
+        x = times(x[:, 0] if config.pool == 'token' else x.mean(1), self.multipliers.read_out)
         return dense(self.outputs, ('embed', 'output'), name='read_out')(x)
 
 

@@ -15,6 +15,7 @@ from bigjax.nn import initializers
 from bigjax.nn.attend import Dropout, Implementation, attend, attend_cached
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import add_bias, matmul
+from bigjax.nn.multipliers import times
 from bigjax.nn.norms import Norm, make_norm
 from bigjax.nn.params import param
 from bigjax.nn.partials import Rule
@@ -92,6 +93,7 @@ class Attention(nn.Module):
     frequencies: rotate queries and keys by them (`positions.rotate`); None for not.
     norm: of queries and keys, over the head size (Henry et al. 2020); None for not.
     out_init: of the projection back to the width.
+    multiplier: of the logits.
     The rest is as in `attend`.
 
     Given a collection 'cache' with a `Cache` under 'seen', the layer writes what it reads there. A
@@ -112,6 +114,7 @@ class Attention(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = initializers.lecun()
     out_init: Initializer = initializers.lecun()
+    multiplier: float = 1.0
     implementation: Implementation | None = None
     dtype: Any = jnp.float32
 
@@ -129,6 +132,7 @@ class Attention(nn.Module):
         value = self._project('value', self.key_heads, 'kv_heads', x)
         if self.norm is not None:
             query, key = self._norm('query_norm', query), self._norm('key_norm', key)
+        query = times(query, self.multiplier)
         if positions is None:
             positions = jnp.arange(x.shape[1])[None]
         if self.frequencies is not None:

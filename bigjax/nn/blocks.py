@@ -21,6 +21,7 @@ from bigjax.nn.dropout import Dropout, drop_samples
 from bigjax.nn.experts import Experts
 from bigjax.nn.initializers import Initializer
 from bigjax.nn.linear import Dense, Hidden
+from bigjax.nn.multipliers import STANDARD, Multipliers, times
 from bigjax.nn.norms import make_norm
 from bigjax.nn.positions import Frequencies
 from bigjax.schema import NonNegative, Positive, PositiveInt, Rate
@@ -103,6 +104,10 @@ class Config:
             )
 
     @property
+    def residual_blocks(self) -> int:
+        return self.layers
+
+    @property
     def is_scanned(self) -> bool:
         return self.layers > UNROLLED_LAYERS if self.scan is None else self.scan
 
@@ -119,9 +124,12 @@ class Config:
         return self.mlp or 4 * self.width
 
 
-def residual_init(config: Config) -> Initializer:
-    """Of a branch's last matrix: L blocks add 2 L branches (Radford et al. 2019, section 2.3)."""
-    return initializers.normal(STDDEV / math.sqrt(2 * config.layers))
+def residual_init(config: Config, depth: float = 1.0) -> Initializer:
+    """Of a branch's last matrix: L blocks add 2 L branches (Radford et al. 2019, section 2.3).
+
+    depth: L over that of the base model, whose L it then is (`Multipliers.depth`).
+    """
+    return initializers.normal(STDDEV / math.sqrt(2 * config.layers / depth))
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ class Block(nn.Module):
     sight: Sight
     train: bool
     dtype: Any
+    multipliers: Multipliers = STANDARD
 
     @nn.compact
     def __call__(
@@ -163,7 +172,8 @@ class Block(nn.Module):
             dropout=config.attention_dropout,
             use_bias=config.bias,
             kernel_init=KERNEL_INIT,
-            out_init=residual_init(config),
+            out_init=self._out_init,
+            multiplier=self.multipliers.attention,
             implementation=config.attention_implementation,
             dtype=self.dtype,
             name='attention',
@@ -176,6 +186,10 @@ class Block(nn.Module):
         mlp = self._mlp if config.experts is None else partial(self._experts, segments)
         x = self._add('mlp_norm', mlp, x, drop_rate)
         return x, None
+
+    @property
+    def _out_init(self) -> Initializer:
+        return residual_init(self.config, self.multipliers.depth)
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         config = self.config
@@ -191,7 +205,7 @@ class Block(nn.Module):
             config.width,
             ('mlp', 'embed'),
             use_bias=config.bias,
-            kernel_init=residual_init(config),
+            kernel_init=self._out_init,
             dtype=self.dtype,
             name='mlp_out',
         )(constrain(hidden, ('batch', 'sequence', 'mlp')))
@@ -209,7 +223,7 @@ class Block(nn.Module):
             z=config.router_z / config.layers,
             use_bias=config.bias,
             kernel_init=KERNEL_INIT,
-            out_init=residual_init(config),
+            out_init=self._out_init,
             dtype=self.dtype,
             name='experts',
         )(x, None if segments is None else segments != 0)
@@ -228,6 +242,7 @@ class Block(nn.Module):
         y = Dropout(config.dropout)(constrain(y, SPLIT), self.train)
         if self.train and config.stochastic_depth:
             y = drop_samples(self.make_rng('dropout'), y, drop_rate)
+        y = times(y, self.multipliers.branch)
         x = x + y if is_pre else norm(x + y)
         return constrain(x, SPLIT)
 
@@ -247,6 +262,7 @@ def run_blocks(
     *,
     train: bool,
     dtype: Any,
+    multipliers: Multipliers = STANDARD,
 ) -> jax.Array:
     """All of the blocks and the final norm, inside the compact method of the module they belong to.
 
@@ -256,7 +272,7 @@ def run_blocks(
     block: Any = Block
     if config.remat != 'none':
         block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=not scan)
-    options = (config, sight, train, dtype)
+    options = (config, sight, train, dtype, multipliers)
     drop_rates = config.stochastic_depth * jnp.linspace(0, 1, config.layers)
     x = constrain(x.astype(dtype), SPLIT)
     if scan:
@@ -264,7 +280,7 @@ def run_blocks(
             block,
             length=config.layers,
             in_axes=(0, nn.broadcast, nn.broadcast),
-            variable_axes={'params': 0, 'cache': 0, 'losses': 0, 'diagnostics': 0},
+            variable_axes=dict.fromkeys(COLLECTIONS, 0),
             split_rngs={'params': True, 'dropout': True},
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
@@ -287,6 +303,8 @@ def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:
     return {f'block_{index}': layer for index in range(config.layers)}
 
 
+COLLECTIONS = ('params', 'cache', 'losses', 'diagnostics', 'intermediates')
+"""Of each block there is one, in a stack of them."""
 HOST_MEMORY = 'pinned_host'
 
 REMAT_POLICIES = {

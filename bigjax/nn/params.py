@@ -5,6 +5,7 @@ logical; `sharding.rules` maps them to mesh axes, and parametrizations read them
 metadata of an abstract init only: inside a module, and in every state, parameters are plain arrays.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,15 +15,16 @@ from flax import struct
 from flax.core import meta
 from jax.sharding import PartitionSpec
 
-from bigjax.nn.initializers import Initializer
+from bigjax.nn.initializers import Initializer, stddev
 from bigjax.sharding.rules import in_use
 
 
 class Named(struct.PyTreeNode, meta.AxisMetadata):
-    """A parameter and the logical name of each of its axes."""
+    """A parameter, the logical name of each of its axes, and its initial standard deviation."""
 
     value: Any
     names: tuple[str | None, ...] = struct.field(pytree_node=False)
+    stddev: float | None = struct.field(pytree_node=False, default=None)
 
     def unbox(self) -> Any:
         return self.value
@@ -56,7 +58,11 @@ def param(
     """
     if len(axes) != len(shape):
         raise ValueError(f'{module.name}/{name}: {len(shape)} dimensions, {len(axes)} axis names')
-    value: Any = module.param(name, lambda rng: Named(init(rng, shape, jnp.float32), axes))
+
+    def make(rng: jax.Array) -> Named:
+        return Named(init(rng, shape, jnp.float32), axes, stddev(init, shape))
+
+    value: Any = module.param(name, make)
     return in_use(value.astype(dtype), axes)
 
 
@@ -74,6 +80,15 @@ def logical_axes(variables: Any) -> Any:
         variables,
         is_leaf=_is_named,
     )
+
+
+def stddevs(variables: Any) -> Any:
+    """The same tree with the initial standard deviation for leaves; NaN of those that tell none."""
+
+    def of(leaf: Any) -> float:
+        return leaf.stddev if _is_named(leaf) and leaf.stddev is not None else math.nan
+
+    return jax.tree.map(of, variables, is_leaf=_is_named)
 
 
 def _is_named(leaf: Any) -> bool:

@@ -39,6 +39,16 @@ def is_hidden_matrix(name: str, p: Any, axes: PartitionSpec) -> bool:
     )
 
 
+def fans(p: Any, axes: PartitionSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of fan-in and of fan-out of a matrix `p`, without those of a stack.
+
+    A kernel is [fan-in..., fan-out], but for the projection to heads, [embed, heads, head_dim].
+    """
+    first, last = num_stacked('fans', axes), p.ndim - 1
+    split = first + 1 if tuple(axes)[first : first + 1] == ('embed',) else last
+    return tuple(range(first, split)), tuple(range(split, last + 1))
+
+
 def trained(params: Any, groups: Sequence[GroupConfig], where: str) -> Any:
     """A tree like `params`, False where a leaf is frozen. Raises: ConfigError, if they all are."""
     found = jax.tree.map(lambda group: group.learning_rate > 0, by_leaf(params, groups, where))

@@ -29,8 +29,9 @@ from optax import chain, contrib
 
 from bigjax import trees
 from bigjax.config import GroupConfig, OptimizerConfig
-from bigjax.optim import groups, options
+from bigjax.optim import groups, options, parametrization
 from bigjax.optim.muon import muon
+from bigjax.optim.parametrization import Scaling
 from bigjax.optim.parts import Parts, add_decayed, scale_each
 from bigjax.optim.schedules import Schedule
 from bigjax.optim.stacked import layer_factors
@@ -241,42 +242,61 @@ OPTIMIZERS |= {
 }  # fmt: skip
 
 
-def build(config: OptimizerConfig, schedule: Schedule, params: Any, axes: Any) -> Transform:
+def build(
+    config: OptimizerConfig,
+    schedule: Schedule,
+    params: Any,
+    axes: Any,
+    scaling: Scaling | None = None,
+) -> Transform:
     """The optimizer of a run: from gradients to what is added to the parameters.
 
     schedule: from the step to the learning rate, whose peak is `config.learning_rate`.
     params: arrays or abstract shapes; axes: the same tree with PartitionSpecs of logical names.
+    scaling: the model against its base, of a parametrization other than the standard one.
 
     A leaf in a group with a learning rate of 0 is frozen: its update is exactly 0, it has no state,
     and it does not count in the norm that clips the rest.
 
     Raises: ConfigError for an unknown name or option, patterns that do not cover the parameters,
-    and groups that freeze them all.
+    groups that freeze them all, and methods for which the parametrization has no rates.
     """
     entry = options.bind(OPTIMIZERS, config.name, config.options, OptimizerConfig, WHERE)
     group_of = groups.by_leaf(params, config.groups, f'{WHERE}.groups')
     trained = groups.trained(params, config.groups, f'{WHERE}.groups')
 
     depth = layer_factors(params, axes, config.layer_decay, f'{WHERE}.layer_decay')
+    ones = jax.tree.map(lambda _: 1.0, params)
+    rates, decays, steepness = ones, ones, ones
+    if scaling is not None:
+        family = parametrization.family(config, scaling)
+        rates, decays = scaling.rates(family), scaling.decays(family)
+        # Steeper gradients are to Adam what a smaller epsilon is.
+        steepness = jax.tree.map(lambda epsilon: 1 / epsilon, scaling.epsilons())
 
     def masked(tree: Any) -> Any:
         return jax.tree.map(lambda keep, leaf: leaf if keep else optax.MaskedNode(), trained, tree)
 
-    def decay_of(name: str, p: Any, names: PartitionSpec, group: GroupConfig) -> float:
+    def decay_of(name: str, p: Any, names: PartitionSpec, group: GroupConfig, f: float) -> float:
         decays = groups.kind(name, p, names) in config.decay
-        return config.weight_decay * group.weight_decay if decays else 0.0
+        return config.weight_decay * group.weight_decay * f if decays else 0.0
+
+    def rate_of(group: GroupConfig, of_depth: Any, f: float) -> Any:
+        return group.learning_rate * of_depth * f
 
     parts = Parts(
         schedule=schedule,
         peak=config.learning_rate,
-        decay=add_decayed(masked(trees.map_with_name(decay_of, params, axes, group_of))),
+        decay=add_decayed(masked(trees.map_with_name(decay_of, params, axes, group_of, decays))),
         shapes=masked(params),
         axes=masked(axes),
+        base_shapes=masked(params if scaling is None else scaling.base),
     )
     optimizer = chain(
         optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        scale_each(masked(steepness)),
         entry(parts),
-        scale_each(masked(jax.tree.map(lambda group, f: group.learning_rate * f, group_of, depth))),
+        scale_each(masked(jax.tree.map(rate_of, group_of, depth, rates))),
     )
     if all(jax.tree.leaves(trained)):
         return optimizer

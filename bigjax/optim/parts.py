@@ -20,6 +20,7 @@ class Parts:
     schedule, peak: the learning rate at a step, and its largest value.
     decay: adds weight_decay times the parameter, for the kinds that decay reaches.
     shapes, axes: abstract parameters, and PartitionSpecs of the logical names of their axes.
+    base_shapes: those of the model that the parametrization measures this one by; or `shapes`.
     """
 
     schedule: Schedule
@@ -27,6 +28,7 @@ class Parts:
     decay: Transform
     shapes: Any
     axes: Any
+    base_shapes: Any
 
     @property
     def rate(self) -> Transform:

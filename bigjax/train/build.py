@@ -18,7 +18,7 @@ from bigjax.data.core import Batch, DataSpec, Splits
 from bigjax.data.load import load as load_data
 from bigjax.durations import Horizon
 from bigjax.errors import ConfigError, DataError
-from bigjax.models import lora
+from bigjax.models import lora, parametrization
 from bigjax.models.core import Model
 from bigjax.nn.blocks import HOST_MEMORY
 from bigjax.optim import groups, moments, optimizers, schedules
@@ -84,10 +84,11 @@ class Run:
     def eval_batch_size(self) -> int:
         return self.config.eval.batch_size or self.config.train.batch_size
 
-    def init(self) -> TrainState:
-        """A fresh state, each leaf made where it belongs."""
+    def init(self, seed: int | None = None) -> TrainState:
+        """A fresh state, each leaf made where it belongs; of the config's seed unless given."""
         make = _init(self.config, self.recipe.model, self.recipe.optimizer)
-        return jax.jit(make, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+        rng = jax.random.key(self.config.seed if seed is None else seed)
+        return jax.jit(make, out_shardings=self.shardings)(rng)
 
     def restart(self, state: TrainState, params: Any) -> TrainState:
         """`state` as if `params` had been its initial ones; some optimizers remember those."""
@@ -125,7 +126,7 @@ def build(
     params = model.abstract()['params']
     check_parameters(model.axes['params'], params, mesh)
     _check_sequence(model, mesh)
-    optimizer = optimizers.build(settings, schedule, params, model.axes['params'])
+    optimizer = optimizers.build(settings, schedule, params, model.axes['params'], model.scaling)
     if config.precision.moments == 'bfloat16':
         optimizer = moments.in_bfloat16(optimizer, params)
     trained = groups.trained(params, settings.groups, f'{optimizers.WHERE}.groups')
@@ -238,8 +239,21 @@ def build_model(config: Config, spec: DataSpec, task: Task) -> Model:
         options = dataclasses.replace(options, vocab_size=spec.vocab_size)  # the data tells
     batch = batch_spec(spec, config.train.batch_size)
     inputs = jax.eval_shape(partial(augment.standardise, spec=spec), batch)['inputs']
-    model = module.build(options, inputs, task.outputs, jnp.dtype(config.precision.compute))
+    _check_parametrization(config)
+    dtype = jnp.dtype(config.precision.compute)
+    model = parametrization.build(
+        module, options, config.parametrization, inputs, task.outputs, dtype
+    )
     return model if config.lora is None else lora.adapt(model, config.lora)
+
+
+def _check_parametrization(config: Config) -> None:
+    name = config.parametrization.name
+    if name != 'sp' and (config.lora is not None or config.task.l1 or config.task.l2):
+        raise ConfigError(
+            f"config.parametrization.name: expected 'sp' with config.lora or penalties of "
+            f'config.task, for which the theory here has no rule, got {name!r}'
+        )
 
 
 def _recipe(
