@@ -9,7 +9,7 @@ from bigjax.study import in_memory, plots
 from bigjax.study.in_memory import FASHION_MNIST, Rows
 
 EXAMPLES, WIDTHS = 1000, (100, 100)
-STEPS = {0.05: 3000, 0.025: 6000}
+STEPS = {0.05: 3000, 0.1: 1500}
 """By learning rate, the highest of which is stable at a sharpness of 2 / rate."""
 SETTLED = 0.5
 """The part of training, at its end, over which the sharpness is averaged."""

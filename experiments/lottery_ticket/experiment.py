@@ -1,12 +1,15 @@
 """Frankle and Carbin 2019: what is left of a trained network after pruning, put back to where it
 began, learns as well as the whole; drawn again, it does not. LeNet-300-100 on MNIST, section 2."""
 
+import json
+
 import jax
 import numpy as np
 import optax
 
 from bigjax.analysis import pruning
 from bigjax.study import in_memory, plots
+from bigjax.train.writers import replace_file
 
 WIDTHS, BATCH, STEPS, LEARNING_RATE = (300, 100), 60, 2000, 1.2e-3
 ROUNDS, SEEDS = 15, 3
@@ -20,7 +23,12 @@ def measure(study, smoke, data):
     train, test = in_memory.read_images(data, smoke)
     results = []
     for seed in range(1 if smoke else SEEDS):
-        curve = tickets(train, test, seed, 2 if smoke else ROUNDS, 20 if smoke else STEPS)
+        rounds, steps = (2, 20) if smoke else (ROUNDS, STEPS)
+        kept = study / f'seed_{seed}_{rounds}_rounds_{steps}_steps.json'
+        if not kept.is_file():  # a run that was stopped goes on with the next seed
+            curve = tickets(train, test, seed, rounds, steps)
+            replace_file(kept, json.dumps(curve).encode())
+        curve = json.loads(kept.read_text())
         results += [{'quantity': 'curve', 'seed': seed, **row} for row in curve]
         results += [{'seed': seed, **row} for row in summary(curve)]
     return results

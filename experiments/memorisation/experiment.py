@@ -7,8 +7,8 @@ import optax
 from bigjax.study import in_memory, plots
 from bigjax.study.in_memory import FASHION_MNIST, Rows
 
-EXAMPLES, WIDTHS, BATCH, EPOCHS, EVERY = 2000, (512,), 128, 150, 5
-LEARNING_RATE = 1e-3
+EXAMPLES, WIDTHS, BATCH, EPOCHS, EVERY = 2000, (512,), 128, 300, 5
+LEARNING_RATE = 2e-3
 LABELS = {'true': 0.0, 'half drawn': 0.5, 'drawn': 1.0}
 """By name, the part of the training labels that are drawn at random."""
 
