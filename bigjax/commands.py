@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigjax.config import Config, load, override
+from bigjax.config import Config
+from bigjax.config_file import load, override
 from bigjax.errors import ConfigError, EnvironmentProblem
 
 Overrides = list[tuple[str, str]]

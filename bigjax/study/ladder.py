@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bigjax import schema
-from bigjax.config import Config, load, with_values
+from bigjax.config import Config, with_values
+from bigjax.config_file import load
 from bigjax.durations import Duration
 from bigjax.errors import ConfigError, DataError
 from bigjax.study import jobs, ledger

@@ -1,4 +1,4 @@
-"""Activations move as far in a wide model as in a narrow one under muP, and under SP they do not."""
+"""Activations move as far in a wide model as in a narrow one under muP; under SP they do not."""
 
 import argparse
 import math

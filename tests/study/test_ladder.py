@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bigjax import cli, config
+from bigjax import cli, config, config_file
 from bigjax.errors import CheckpointError, ConfigError, DataError
 from bigjax.models.flops import palm
 from bigjax.study import jobs, ladder, ledger, points, shapes, sweep
@@ -42,7 +42,7 @@ def base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'text.txt').write_text('To be, or not to be: that is the question.\n' * 200)
     (tmp_path / 'base.py').write_text(f'def get_config():\n    return {BASE!r}\n')
-    return config.load('base.py', [('data.path', str(tmp_path / 'text.txt'))])
+    return config_file.load('base.py', [('data.path', str(tmp_path / 'text.txt'))])
 
 
 def test_rungs_fill_their_budgets(base):
@@ -164,7 +164,7 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     assert cli.main(['ladder', 'steps', '--config=base.py', *flags, text]) == 0
     assert 'of it' in capsys.readouterr().out
     folder, workdir = tmp_path / 'steps', tmp_path / 'runs' / 'steps'
-    known = shapes.Shapes(config.load('steps/config.py'))
+    known = shapes.Shapes(config_file.load('steps/config.py'))
     for job in jobs.plan(points.read(folder / 'sweep.py', smoke=False), folder):
         shape = known.at(job.overrides['model.heads'])
         steps = job.overrides['train.steps']
@@ -182,7 +182,7 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     assert fit['parameters']['alpha']['value'] == pytest.approx(0.34, rel=1e-3)
     assert fit['flops_convention'] == 'PaLM'
     assert abs(fit['held_out'][0]['relative_miss']) < 1e-4
-    found = config.load('steps/next.py')
+    found = config_file.load('steps/next.py')
     width = found.model.options['width']
     cost = fit['flops_per_param_token']
     best = HOFFMANN.G * (1e12 / cost) ** float(HOFFMANN.a)
