@@ -111,9 +111,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     )
     sizes = coordinates.add_mutually_exclusive_group()
     help = '1, 2, 4 and 8 times the base of config.parametrization unless given'
-    sizes.add_argument('--widths', type=_numbers, default=(), metavar='N,N,...', help=help)
+    sizes.add_argument('--widths', type=_integers, default=(), metavar='N,N,...', help=help)
     help = 'of config.model.layers; compares what the last block and the read-out give'
-    sizes.add_argument('--depths', type=_numbers, default=(), metavar='N,N,...', help=help)
+    sizes.add_argument('--depths', type=_integers, default=(), metavar='N,N,...', help=help)
     help = 'set to the width, such as model.width; unless given, those of the base grow'
     coordinates.add_argument('--field', action='append', default=[], metavar='FIELD', help=help)
     coordinates.add_argument('--steps', type=int, default=4)
@@ -177,6 +177,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     fit.add_argument('--json', action='store_true', help='print JSON')
     fit.add_argument('--plot', type=Path, metavar='FILE.png', help='losses, optimum, residuals')
     fit.add_argument('--out', type=Path, metavar='DIR', help='fit.json and a figure each')
+    ladder = command('ladder', commands.ladder, 'budgets to runs; and their losses to the next run')
+    ladder.set_defaults(takes_overrides=True)
+    ladder.add_argument('folder', type=Path, metavar='DIR', help='of the study, to write or to fit')
+    ladder.add_argument('--config', metavar='FILE[:ARG]', help='whose proportions the shapes have')
+    ladder.add_argument('--budgets', type=_numbers, default=(), metavar='C,C,...', help='FLOPs')
+    help = 'one size for each; by default 5,10,20,40,80'
+    ladder.add_argument(
+        '--tokens_per_param', type=_numbers, default=(5, 10, 20, 40, 80), metavar='R,...', help=help
+    )
+    ladder.add_argument('--workdir', type=Path, metavar='DIR', help='of its runs: runs/NAME')
+    ladder.add_argument('--fit', action='store_true', help='after the sweep; writes DIR/next.py')
+    ladder.add_argument('--method', default='projection', choices=methods, help='of the fit')
+    ladder.add_argument('--next', type=float, metavar='C', help='FLOPs of the next run: 10 x most')
     doctor = command('doctor', commands.doctor, 'check this machine')
     doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
     data = subparsers.add_parser('data', help='prepare data sets').add_subparsers(required=True)
@@ -201,8 +214,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     return arguments, overrides
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(',')]
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(','))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(','))
 
 
 def _joined(arguments: argparse.Namespace) -> AbstractContextManager[None]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigjax.config import Config, load, override
+from bigjax.config import Config
+from bigjax.config_file import load, override
 from bigjax.errors import ConfigError, EnvironmentProblem
 
 Overrides = list[tuple[str, str]]
@@ -145,10 +146,11 @@ def coord_check(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if getattr(arguments, name) < 1:
             raise ConfigError(f'--{name}: expected at least 1, got {getattr(arguments, name)}')
     config = _load(arguments, overrides)
+    names: tuple[str, ...] = ()
     if arguments.depths:
         sized, names = coordinates.deepened(config, arguments.depths), coordinates.STREAM
     else:
-        sized, names = coordinates.widened(config, arguments.widths, arguments.field), ()
+        sized = coordinates.widened(config, arguments.widths, arguments.field)
     steps, seeds, out = arguments.steps, arguments.seeds, arguments.out
     return not coordinates.check(sized, steps, seeds, out, Console(), names)
 
@@ -251,6 +253,37 @@ def fit(arguments: argparse.Namespace, _: Overrides) -> None:
         show.draw(tested, arguments.plot)
     if arguments.out is not None:
         show.write(tested, arguments.out)
+
+
+def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
+    from bigjax.study import ladder, shapes
+    from bigjax.study.fits import held_out, show
+    from bigjax.study.fits.resample import Bootstrap
+
+    _start_jax()
+    folder = arguments.folder
+    workdir = arguments.workdir or _study(folder, smoke=False)
+    if not arguments.fit:
+        if arguments.config is None:
+            raise ConfigError('a ladder expects --config and --budgets, or --fit after a sweep')
+        rungs = shapes.climb(
+            load(arguments.config, overrides), arguments.budgets, arguments.tokens_per_param
+        )
+        ladder.write(load(arguments.config, overrides), rungs, folder, workdir)
+        ladder.show(rungs, Console())
+        if lacking := ladder.shortage(rungs):
+            print(lacking)
+        print(f'bigjax sweep {folder} --workdir={workdir}; then bigjax ladder {folder} --fit')
+        return
+    runs = ladder.results(folder, workdir)
+    tested = held_out.judge(runs, arguments.method, Bootstrap(200))
+    show.show(tested, Console())
+    show.write(tested, folder / 'fit')
+    budget = arguments.next or 10 * float(runs.flops.max())
+    found, rung = ladder.next_config(folder, budget, tested.fit.best_params(budget).value)
+    ladder.write_config(found, folder / 'next.py', f'The next run: {budget:.3g} FLOPs.')
+    ladder.show([rung], Console())
+    print(folder / 'next.py')
 
 
 def doctor(arguments: argparse.Namespace, _: Overrides) -> int:

@@ -78,7 +78,7 @@ def test_experiments_and_configs_are_never_imported():
 
 def test_the_house_is_small():
     """Lines of code, without blank lines, comments and docstrings."""
-    assert sum(map(lines_of_code, FILES)) < 17_500
+    assert sum(map(lines_of_code, FILES)) < 19_000
 
 
 def lines_of_code(path: Path) -> int:

@@ -9,6 +9,7 @@ import pytest
     ('name', 'row'),
     [
         ('overhead', 'MLP 128-64'),
+        ('fits', 'bootstrap samples'),
         ('guards', 'one row'),
         ('import_weights', 'golden llama'),
         ('input_pipeline', 'csv'),

@@ -18,6 +18,10 @@ Loss = Callable[..., jax.Array]
 """(params, *data) -> a scalar. Compiled once for each function: pass the same one again."""
 
 
+BLOCK = 32
+"""Rows for which the basis first has room; it doubles as they fill."""
+
+
 class Eigenpairs(NamedTuple):
     """Eigenvalues [k], the largest first; of each an eigenvector, a tree like the parameters of
     unit norm with a leading axis k; and a bound [k] on how far the eigenvalue may be off."""
@@ -59,14 +63,15 @@ def top_eigenpairs(
     first = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
     first = first if start is None else ravel_pytree(start)[0]
     steps = min(max_steps, flat.size)
-    basis = jnp.zeros((steps, flat.size), flat.dtype)
+    basis = jnp.zeros((min(steps, BLOCK), flat.size), flat.dtype)
     diagonal: list[float] = []
     beside: list[float] = []
     vector = first / jnp.linalg.norm(first)
     for step in range(steps):
-        basis = basis.at[step].set(vector)
+        if step == len(basis):
+            basis = jnp.concatenate([basis, jnp.zeros_like(basis)])
         product = hessian_vector_product(loss, params, unravel(vector), *data)
-        alpha, rest, beta = _orthogonal(basis, vector, ravel_pytree(product)[0])
+        basis, alpha, rest, beta = _orthogonal(basis, step, vector, ravel_pytree(product)[0])
         diagonal.append(float(alpha))
         beside.append(float(beta))
         if not np.isfinite(diagonal[-1] + beside[-1]):
@@ -95,18 +100,19 @@ def sharpness(loss: Loss, params: Any, *data: Any, **options: Any) -> float:
     return float(top_eigenpairs(loss, params, *data, **options).values[0])
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _orthogonal(
-    basis: jax.Array, vector: jax.Array, product: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """<v, H v>, what of H v lies outside the basis (its unused rows are 0), and the norm of that.
+    basis: jax.Array, step: int, vector: jax.Array, product: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The basis with v in row `step` (those below are 0), <v, H v>, what of H v lies outside of it,
+    and the norm of that.
 
     Twice, which is enough to be orthogonal to rounding (Parlett 1998, section 6.9).
     """
-    alpha, rest = jnp.vdot(vector, product), product
+    basis, alpha, rest = basis.at[step].set(vector), jnp.vdot(vector, product), product
     for _ in range(2):
         rest -= (basis @ rest) @ basis
-    return alpha, rest, jnp.linalg.norm(rest)
+    return basis, alpha, rest, jnp.linalg.norm(rest)
 
 
 def _tridiagonal(diagonal: list[float], beside: list[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,11 +14,13 @@ import optax
 from bigjax import losses
 from bigjax.config import DataConfig
 from bigjax.data.load import load
+from bigjax.errors import DataError
 from bigjax.models import mlp
 from bigjax.models.core import Model
 
 FASHION_MNIST = Path('/usr/share/datasets/fashion-mnist')
-"""Where Debian's package dataset-fashion-mnist puts its files."""
+DEBIAN = 'dataset-fashion-mnist'
+"""Where Debian puts the files of that package."""
 
 
 class Rows(NamedTuple):
@@ -33,14 +35,20 @@ class Rows(NamedTuple):
 
 
 def read_images(folder: Path | None, smoke: bool) -> tuple[Rows, Rows]:
-    """Train and test of the IDX files in `folder`, pixels in [0, 1], or, for a smoke test, of
+    """Train and test of the IDX files in `folder`, pixels in [0, 1]; for a smoke test, of
     scikit-learn's digits, 1,200 and 597. Raises: DataError."""
-    if smoke or folder is None:
-        digits = DataConfig('digits', splits={'train': 'train[:1200]', 'test': 'train[1200:]'})
-        return _rows(load(digits), 'train'), _rows(load(digits), 'test')
-    splits = load(
-        DataConfig('idx', splits={'train': 'train', 'test': 'test'}, options={'path': str(folder)})
-    )
+    if smoke:
+        digits = load(
+            DataConfig('digits', splits={'train': 'train[:1200]', 'test': 'train[1200:]'})
+        )
+        return _rows(digits, 'train'), _rows(digits, 'test')
+    if folder is None or not folder.is_dir():
+        raise DataError(
+            f'--data: expected a folder with the four IDX files of MNIST or its like, got {folder}'
+            + f' (Debian: apt-get install {DEBIAN})' * (folder == FASHION_MNIST)
+        )
+    names = {'train': 'train', 'test': 'test'}
+    splits = load(DataConfig('idx', splits=names, options={'path': str(folder)}))
     return _rows(splits, 'train'), _rows(splits, 'test')
 
 

@@ -67,7 +67,7 @@ def run(
             waiting = deque(job for job in waiting if not _take_in(job, study, watch))
         while slots and (waiting or running) and not asked():
             for slot in set(range(slots)) - set(running):
-                job = _next(waiting, study, watch)
+                job = _next(waiting, study, watch, {one.job.id for one in running.values()})
                 if job is not None:
                     running[slot] = _start(job, study, _environment(slot, slots))
                     watch.tell(job, 'started')
@@ -111,15 +111,22 @@ def show(jobs: Sequence[Job], study: Path, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _next(waiting: deque[Job], study: Path, watch: Watch) -> Job | None:
-    """The first that nobody runs, off the queue; those with a result elsewhere leave it too."""
+def _next(waiting: deque[Job], study: Path, watch: Watch, running: set[str]) -> Job | None:
+    """The first that nobody runs and that begins from no run still to come, off the queue; those
+    with a result elsewhere leave it too."""
     for _ in range(len(waiting)):
         job = waiting.popleft()
-        if lock.is_held(job.folder(study)):
+        to_come = running | {other.id for other in waiting}
+        if lock.is_held(job.folder(study)) or _begins_from(job) in to_come:
             waiting.append(job)
         elif not _take_in(job, study, watch):
             return job
     return None
+
+
+def _begins_from(job: Job) -> str:
+    """The id of the run that it begins from, if that is of a study."""
+    return Path(job.overrides.get('init_from.run', '')).name
 
 
 def _take_in(job: Job, study: Path, watch: Watch) -> bool:

@@ -296,6 +296,16 @@ def init_params(config: InitFrom, params: Any) -> tuple[Any, list[str]]:
     return merged, skipped
 
 
+def branch(config: InitFrom, abstract: TrainState) -> tuple[TrainState, int]:
+    """The whole state of another run, and its step. Raises: CheckpointError."""
+    workdir = Path(config.run)
+    if not (workdir / FOLDER).is_dir():
+        raise CheckpointError(f'config.init_from.run: no checkpoints in {workdir}')
+    with open_checkpoints(workdir, CheckpointConfig()) as checkpoints:
+        step = pick(checkpoints, config.checkpoint, None)
+        return restore(checkpoints, step, abstract), step
+
+
 def restore_variables(checkpoints: Checkpoints, step: int, abstract: TrainState) -> Any:
     """What evaluation applies the model to, without the optimizer. Raises: CheckpointError."""
     collections = abstract.collections

@@ -318,9 +318,14 @@ def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | 
         state = checkpoint.restore(checkpoints, step, run.abstract)
         log.info('resuming from step %d of %d', step, run.total_steps)
         return state, step
+    source = run.config.init_from
+    if source is not None and source.whole:
+        state, step = checkpoint.branch(source, run.abstract)
+        log.info('going on from step %d of %s', step, source.run)
+        return state, step
     state = run.init()
-    if run.config.init_from is not None:
-        state = run.restart(state, _initial_params(run, run.config.init_from, state.params))
+    if source is not None:
+        state = run.restart(state, _initial_params(run, source, state.params))
     return state, None
 
 

@@ -15,11 +15,12 @@ from bigjax.study.fits.batch_size import TradeOff, fit_trade_off
 from bigjax.study.in_memory import FASHION_MNIST, Rows
 
 WIDTHS, TARGET, SEEDS = (64,), 0.5, 2
-BATCHES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-RATES = [0.8 * 2 ** (-k / 2) for k in range(13)]
+BATCHES = (1024, 512, 256, 128, 64, 32, 16, 8)
+RATES = [1.6 * 2 ** (-k / 2) for k in range(13)]
 """Of gradient descent, highest first."""
-EVALUATED, FULL = 5000, 20_000
-MOST_STEPS = 30_000
+EVALUATED, FULL = 2000, 20_000
+MOST_STEPS = 3000
+"""For the largest batch; half of it takes no more than twice the steps of the best run."""
 
 
 def measure(study, smoke, data):
@@ -27,14 +28,16 @@ def measure(study, smoke, data):
     rows = Rows(*map(jnp.asarray, rows))
     model = in_memory.perceptron(rows, (16,) if smoke else WIDTHS)
     loss, target = in_memory.cross_entropy(model), 1.5 if smoke else TARGET
-    batches, rates = ((8, 64, 512), RATES[:6:2]) if smoke else (BATCHES, RATES)
+    batches, rates = ((64, 8), RATES[:4:2]) if smoke else (BATCHES, RATES)
     results = []
     for seed in range(1 if smoke else SEEDS):
         start = model.init(jax.random.key(seed))['params']
-        tuned = {}
+        tuned, limit, left = {}, MOST_STEPS, rates
         for batch in batches:
-            tuned[batch] = tune(loss, start, rows, batch, rates, target, seed)
+            tuned[batch] = tune(loss, start, rows, batch, left, target, limit, seed)
             steps, rate = tuned[batch]
+            # smaller batches want no higher rates
+            limit, left = 3 * steps, rates[max(0, rates.index(rate) - 1) :]
             row = {'seed': seed, 'batch': batch, 'rate': rate}
             results.append({'quantity': 'steps', 'value': steps, **row})
         sizes = np.array(list(tuned))
@@ -59,19 +62,19 @@ def measure(study, smoke, data):
     return results
 
 
-def tune(loss, start, rows, batch, rates, target, seed):
+def tune(loss, start, rows, batch, rates, target, most, seed):
     """The fewest steps to `target` over the rates, and that rate. Raises: DataError where it is at
     the end of them, or none gets there."""
     best, chosen = math.inf, None
     for rate in rates:
-        limit = min(MOST_STEPS, 1.2 * best)
+        limit = min(most, 1.2 * best)
         steps = steps_to(loss, start, rows, batch, rate, target, limit, seed)
         if steps < best:
             best, chosen = steps, rate
         elif chosen is not None and rate < chosen / 2:
             break
-    if chosen is None or (chosen in (rates[0], rates[-1]) and len(rates) > 3):
-        raise DataError(f'batch size {batch}: expected the best rate inside {rates}, got {chosen}')
+    if chosen is None or (chosen in (RATES[0], RATES[-1]) and len(rates) > 3):
+        raise DataError(f'batch size {batch}: expected the best rate inside {RATES}, got {chosen}')
     return best, chosen
 
 
@@ -139,7 +142,7 @@ def draw(results, figure):
     named = {}
     for row in results:
         named.setdefault(row['quantity'], []).append(row)
-    sizes = np.geomspace(4, 1024, 100)
+    sizes = np.geomspace(8, 1024, 100)
     for seed in sorted({row['seed'] for row in results}):
         steps = [row for row in named['steps'] if row['seed'] == seed]
         left.plot([r['batch'] for r in steps], [r['value'] for r in steps], 'o', color=plots.BLUE)

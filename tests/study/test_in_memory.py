@@ -24,6 +24,9 @@ def test_digits_stand_in_for_images():
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match='no file train-images-idx3-ubyte'):
         in_memory.read_images(tmp_path, smoke=False)
+    for folder in (None, tmp_path / 'nowhere'):
+        with pytest.raises(DataError, match='--data: expected a folder with the four IDX files'):
+            in_memory.read_images(folder, smoke=False)
 
 
 def test_pixels_of_idx_files_are_read_whole(tmp_path):

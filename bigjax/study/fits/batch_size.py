@@ -1,35 +1,14 @@
-"""The gradient noise scale, and how steps trade for examples (McCandlish et al. 2018).
+"""How steps trade for examples as batches grow, and the critical batch (McCandlish et al. 2018).
 
-B batch size, in examples or tokens; G the gradient, S the covariance of an example's.
+B batch size, in examples or tokens. What predicts it: `bigjax.analysis.noise_scale`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from bigjax.errors import ConfigError, DataError
+from bigjax.errors import DataError
 from bigjax.study.fits.law import Values, check_positive
-
-
-class NoiseScale(NamedTuple):
-    """|G|^2, tr S and B_simple = tr S / |G|^2, each unbiased but the last."""
-
-    squared_gradient: Values
-    trace: Values
-    batch: Values
-
-
-def noise_scale(small: float, large: float, of_small: Values, of_large: Values) -> NoiseScale:
-    """From squared norms of gradients at two batch sizes (appendix A.1, equations A.2 and A.3).
-
-    Average the squared norms over many steps first: a ratio of noisy numbers is biased.
-    Raises: ConfigError unless 0 < small < large.
-    """
-    if not 0 < small < large:
-        raise ConfigError(f'noise scale: expected 0 < small < large batch, got {small}, {large}')
-    squared = (large * of_large - small * of_small) / (large - small)
-    trace = (of_small - of_large) / (1 / small - 1 / large)
-    return NoiseScale(squared, trace, trace / squared)
 
 
 class TradeOff(NamedTuple):

@@ -1,7 +1,7 @@
 """Predictions put to the test: the largest budgets are kept from the fit, and then predicted."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Miss(NamedTuple):
     """One figure of a held-out budget: predicted, with the interval of a measurement, measured."""
 
     flops: float
-    quantity: str
+    quantity: Literal['best run', 'L*', 'N*']
     predicted: Prediction
     measured: float
 
@@ -81,14 +81,12 @@ def judge(runs: Runs, method: str, bootstrap: Bootstrap, hold_out: int = 1) -> T
 
 
 def _best_run(fit: Fit, part: Runs) -> list[Miss]:
-    """The lowest loss, where the method predicts the loss of a run."""
+    """The loss of the best run, where the method predicts that of a run."""
     if not isinstance(fit.law, Law):
         return []
     best = int(part.loss.argmin())
-    params, tokens = float(part.params[best]), float(part.tokens[best])
-    predicted = fit.loss(params, tokens, noise=True)
-    what = f'L({params:.3g}, {tokens:.3g})'
-    return [Miss(float(part.flops[best]), what, predicted, float(part.loss[best]))]
+    predicted = fit.loss(float(part.params[best]), float(part.tokens[best]), noise=True)
+    return [Miss(float(part.flops[best]), 'best run', predicted, float(part.loss[best]))]
 
 
 def _optimum(fit: Fit, measured: Minima) -> list[Miss]:

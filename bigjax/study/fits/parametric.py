@@ -22,6 +22,7 @@ DELTA = 1e-3
 STARTS_A = STARTS_B = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 STARTS_E = (-1.0, -0.5, 0.0, 0.5, 1.0)
 STARTS_EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+CACHED = 48_000  # numbers of each array [problems, runs]
 KEPT = 3  # of the best, distinct minima, from which each bootstrap sample starts
 
 
@@ -37,7 +38,7 @@ def fit(runs: Runs, bootstrap: Bootstrap = resample.NONE, starts: np.ndarray | N
     centre = np.mean(np.log(runs.params)), np.mean(np.log(runs.tokens))
     logs = np.log(runs.loss)
     begin = _centred(grid() if starts is None else starts, centre)
-    found = solver.minimise(objective(runs, logs[None]), begin)
+    found = solver.minimise(objective(runs, logs[None]), begin, block=_block(runs))
     order = np.argsort(np.where(np.isfinite(found.values), found.values, np.inf))
     best = order[0]
     law = _law(found.points[best], centre, runs.cost)
@@ -116,11 +117,16 @@ def _bootstrap(
     else:
         noisy = resample.noisy(fitted, logs - fitted, bootstrap)
         fn = objective(runs, np.repeat(noisy, starts, axis=0))
-    found = solver.minimise(fn, np.tile(several, (size, 1)))
+    found = solver.minimise(fn, np.tile(several, (size, 1)), block=_block(runs))
     values = np.where(found.converged, found.values, np.inf).reshape(size, starts)
     good = np.isfinite(values).any(axis=1)
     best = np.arange(size) * starts + values.argmin(axis=1)
     return _law(found.points[best[good]].T, centre, runs.cost), int(size - good.sum())
+
+
+def _block(runs: Runs) -> int:
+    """How many problems a block holds: as many as caches do, so that few runs make large blocks."""
+    return max(64, CACHED // len(runs.loss))
 
 
 def _distinct(points: np.ndarray, values: np.ndarray) -> np.ndarray:

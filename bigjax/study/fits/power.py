@@ -9,7 +9,7 @@ from bigjax.study.fits.law import Values, check_positive
 
 RATES = np.linspace(0.005, 1.0, 200)
 REFINEMENTS = 4
-FEWEST_FOR_FLOOR = 4  # pairs: one more than E, K and gamma
+FEWEST_FOR_FLOOR = 3  # pairs, for E, K and gamma
 
 
 class Power(NamedTuple):
@@ -55,7 +55,7 @@ def fit(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> Powe
 def fit_floored(x: np.ndarray, y: np.ndarray) -> Floored:
     """Least squares of y [S, R] over E >= 0, K and gamma: linear in (E, K), so a search over gamma.
 
-    With fewer than 4 pairs a power law without floor: E = 0.
+    With fewer than 3 pairs a power law without floor: E = 0.
     """
     y = np.atleast_2d(y)
     if len(x) < FEWEST_FOR_FLOOR:

@@ -15,6 +15,7 @@ from bigjax.study.fits.result import Fit
 from bigjax.study.fits.table import Runs
 
 GRID = np.log(np.geomspace(0.03, 1.5, 8))
+ITERATIONS = 60
 SUPPORTS = [
     list(columns) for size in (1, 2, 3) for columns in itertools.combinations(range(3), size)
 ]
@@ -25,7 +26,7 @@ def fit(runs: Runs, bootstrap: Bootstrap = resample.NONE) -> Fit:
     terms.check(runs)
     centre = np.mean(np.log(runs.params)), np.mean(np.log(runs.tokens))
     starts = np.array(list(itertools.product(GRID, GRID)))
-    found = solver.minimise(objective(runs, runs.loss[None]), starts, tolerance=1e-10)
+    found = solver.minimise(objective(runs, runs.loss[None]), starts, 1e-10, ITERATIONS)
     best = np.nanargmin(found.values)
     law = _law(found.points[best][None], runs, runs.loss[None], None, centre).at(0)
     fitted = np.asarray(law.loss(runs.params, runs.tokens))
@@ -153,7 +154,7 @@ def _bootstrap(
         logs = np.log(fitted)
         targets = np.exp(resample.noisy(logs, np.log(runs.loss) - logs, bootstrap))
     starts = np.tile(start, (bootstrap.samples, 1))
-    found = solver.minimise(objective(runs, targets, weights), starts, tolerance=1e-8)
+    found = solver.minimise(objective(runs, targets, weights), starts, 1e-8, ITERATIONS)
     good = found.converged
     picked = None if weights is None else weights[good]
     kept = targets[good] if len(targets) > 1 else targets

@@ -109,7 +109,7 @@ def show(tested: Tested, console: Console) -> None:
     if tested.held is not None:
         console.print()
         console.print(f'held out: {_about(tested.held)}', soft_wrap=True)
-        missed = _table('FLOPs', 'quantity', 'predicted', 'interval', 'measured', 'miss', 'in it')
+        missed = _table('FLOPs', 'quantity', 'predicted', 'interval', 'measured', 'miss', 'inside')
         for miss in tested.misses:
             inside = {None: '', True: 'yes', False: 'no'}[miss.covered]
             missed.add_row(

@@ -14,9 +14,9 @@ import numpy as np
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(points [S, P], which problems [S]) -> values [S], gradients [S, P]."""
 
-BLOCK = 96
+BLOCK = 96  # rows
 SUFFICIENT = 1e-4  # Armijo's constant
-TRIES = 40  # halvings of a step
+TRIES = 20  # shorter steps
 MAX_STEP = 5.0
 
 
@@ -30,13 +30,17 @@ class Minima(NamedTuple):
 
 
 def minimise(
-    objective: Objective, starts: np.ndarray, tolerance: float = 1e-9, max_iterations: int = 400
+    objective: Objective,
+    starts: np.ndarray,
+    tolerance: float = 1e-9,
+    max_iterations: int = 400,
+    block: int = BLOCK,
 ) -> Minima:
     """A local minimum from each of the starts [S, P].
 
     tolerance: of the largest entry of the gradient; and a row ends where no step lowers it.
     """
-    blocks = np.array_split(np.arange(len(starts)), -(-len(starts) // BLOCK))
+    blocks = np.array_split(np.arange(len(starts)), -(-len(starts) // block))
 
     def run(rows: np.ndarray) -> Minima:
         with np.errstate(all='ignore'):  # a step too far overflows, and is taken back

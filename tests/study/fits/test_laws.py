@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from bigjax.analysis import noise_scale
 from bigjax.errors import ConfigError, DataError
 from bigjax.study.fits import batch_size, published, rates
 from bigjax.study.fits.law import Frontier, Law
@@ -80,21 +81,11 @@ def test_the_valley_of_learning_rates():
         rates.valley(tried[-3:], loss[-3:])
 
 
-def test_the_noise_scale_of_gaussian_gradients():
-    """Gradients of one example are N(G, S): squared norms at any batch are known."""
-    gradient = np.array([3.0, 4.0])
-    deviations = np.array([2.0, 6.0])
+def test_the_noise_scale_from_two_batch_sizes():
+    """|G|^2 = 25 and tr S = 40: at batch B the mean squared norm is 25 + 40 / B."""
     exact = [25 + 40 / batch for batch in (8, 64)]
-    found = batch_size.noise_scale(8, 64, *exact)
-    assert found == pytest.approx((25, 40, 1.6))
-    rng = np.random.default_rng(0)
-    means = [
-        ((gradient + deviations * rng.normal(size=(40_000, 2)) / batch**0.5) ** 2).sum(1).mean()
-        for batch in (8, 64)
-    ]
-    assert batch_size.noise_scale(8, 64, *means) == pytest.approx((25, 40, 1.6), rel=0.1)
-    with pytest.raises(ConfigError, match='small < large'):
-        batch_size.noise_scale(64, 8, 1, 1)
+    found = noise_scale.from_two_sizes(8, 64, *exact)
+    assert (found.trace, found.square, found.scale) == pytest.approx((40, 25, 1.6))
 
 
 def test_steps_trade_for_examples():

@@ -48,7 +48,7 @@ def test_runs_of_a_ledger_without_a_result_are_skipped_and_counted(tmp_path):
     path = write(tmp_path, 'status,params,tokens,loss\ndiverged,1,2,\nfinished,1,2,3\nrunning,,,\n')
     found = table.read(path)
     assert (len(found.loss), found.skipped) == (1, 2)
-    with pytest.raises(DataError, match="line 2, column 'loss': .* got ''"):
+    with pytest.raises(DataError, match=r"line 2, column 'loss': .* got ''"):
         table.read(write(tmp_path, 'status,params,tokens,loss\nfinished,1,2,\n'))
 
 
