@@ -15,6 +15,7 @@ from benchmarks import gpu
 from benchmarks.cases import NEVER
 from benchmarks.timing import print_table
 from bigjax import config as configs
+from bigjax import config_file
 from bigjax.config import Config
 
 SGD = {'lr': 0.1, 'weight_decay': 1e-4}
@@ -68,7 +69,7 @@ def config_of(case: str, batch: int, smoke: bool, changes: Mapping[str, str]) ->
             'checkpoint': {'every': NEVER},
         }
     )
-    return configs.override(config, list(changes.items()))
+    return config_file.override(config, list(changes.items()))
 
 
 def torch_spec(case: str, config: Config, smoke: bool) -> dict[str, Any]:

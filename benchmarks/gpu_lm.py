@@ -21,8 +21,7 @@ from benchmarks import gpu
 from benchmarks.cases import NEVER
 from benchmarks.timing import print_table
 from benchmarks.workers import ROOT
-from bigjax import chips
-from bigjax import config as configs
+from bigjax import chips, config_file
 from bigjax.config import Config
 from bigjax.errors import ConfigError
 from bigjax.models.flops import palm
@@ -76,7 +75,7 @@ def config_of(size: str, batch: int | None, changes: Mapping[str, Any]) -> Confi
     """That size on random tokens, never evaluated or saved. Raises: ConfigError."""
     preset, usual, shape = SIZES[size]
     path = f'{ROOT / "configs" / "gpt2.py"}:{preset}'
-    length = configs.load(path).data.options['sequence_length']
+    length = config_file.load(path).data.options['sequence_length']
     data = {'name': 'synthetic', 'kind': 'tokens', 'examples': 4096, 'sequence_length': length}
     fixed = {
         'data': {**data, 'vocab_size': 50_257},
@@ -85,7 +84,7 @@ def config_of(size: str, batch: int | None, changes: Mapping[str, Any]) -> Confi
         'checkpoint.every': NEVER,
     }
     values = {**fixed, **shape, **changes}
-    return configs.load(path, [(key, str(value)) for key, value in values.items()])
+    return config_file.load(path, [(key, str(value)) for key, value in values.items()])
 
 
 def torch_spec(config: Config) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bigjax.config import Config, load, override
+from bigjax.config import Config
+from bigjax.config_file import load, override
 from bigjax.errors import ConfigError, EnvironmentProblem
 
 Overrides = list[tuple[str, str]]
@@ -145,10 +146,11 @@ def coord_check(arguments: argparse.Namespace, overrides: Overrides) -> int:
         if getattr(arguments, name) < 1:
             raise ConfigError(f'--{name}: expected at least 1, got {getattr(arguments, name)}')
     config = _load(arguments, overrides)
+    names: tuple[str, ...] = ()
     if arguments.depths:
         sized, names = coordinates.deepened(config, arguments.depths), coordinates.STREAM
     else:
-        sized, names = coordinates.widened(config, arguments.widths, arguments.field), ()
+        sized = coordinates.widened(config, arguments.widths, arguments.field)
     steps, seeds, out = arguments.steps, arguments.seeds, arguments.out
     return not coordinates.check(sized, steps, seeds, out, Console(), names)
 
@@ -254,7 +256,7 @@ def fit(arguments: argparse.Namespace, _: Overrides) -> None:
 
 
 def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
-    from bigjax.study import ladder
+    from bigjax.study import ladder, shapes
     from bigjax.study.fits import held_out, show
     from bigjax.study.fits.resample import Bootstrap
 
@@ -264,11 +266,13 @@ def ladder(arguments: argparse.Namespace, overrides: Overrides) -> None:
     if not arguments.fit:
         if arguments.config is None:
             raise ConfigError('a ladder expects --config and --budgets, or --fit after a sweep')
-        rungs = ladder.climb(
+        rungs = shapes.climb(
             load(arguments.config, overrides), arguments.budgets, arguments.tokens_per_param
         )
         ladder.write(load(arguments.config, overrides), rungs, folder, workdir)
         ladder.show(rungs, Console())
+        if lacking := ladder.shortage(rungs):
+            print(lacking)
         print(f'bigjax sweep {folder} --workdir={workdir}; then bigjax ladder {folder} --fit')
         return
     runs = ladder.results(folder, workdir)

@@ -1,7 +1,7 @@
 import pytest
 
 from bigjax import config as configs
-from bigjax import schema
+from bigjax import config_file, schema
 from bigjax.durations import Duration, Horizon
 from bigjax.errors import ConfigError
 
@@ -59,7 +59,7 @@ def test_tokens_need_token_data():
 
 
 def test_file_argument_and_overrides(file):
-    config = configs.load(
+    config = config_file.load(
         f'{file}:big', [('train.steps', '3 epochs'), ('optimizer.name', 'sgd'), ('seed', '5')]
     )
     assert config.model.options['first'] == 64
@@ -69,7 +69,7 @@ def test_file_argument_and_overrides(file):
 
 
 def test_an_override_moves_what_refers_to_it(file):
-    config = configs.load(file, [('model.widths', '16,8'), ('data.splits.val', '.1')])
+    config = config_file.load(file, [('model.widths', '16,8'), ('data.splits.val', '.1')])
     assert config.model.options['widths'] == (16, 8)
     assert config.data.splits == {'val': 0.1}
 
@@ -90,7 +90,7 @@ def test_an_override_moves_what_refers_to_it(file):
 )
 def test_bad_overrides(file, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        configs.load(file, overrides)
+        config_file.load(file, overrides)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_files_that_are_no_config(tmp_path, body, message):
     path = tmp_path / 'bad.py'
     path.write_text(body)
     with pytest.raises(ConfigError, match=message):
-        configs.load(str(path))
+        config_file.load(str(path))
 
 
 def test_wrong_argument(file):
     with pytest.raises(ConfigError, match="expected small or big, got 'huge'"):
-        configs.load(f'{file}:huge')
+        config_file.load(f'{file}:huge')
     with pytest.raises(ConfigError, match='no config file'):
-        configs.load('nowhere.py')
+        config_file.load('nowhere.py')
 
 
 def test_round_trip_and_difference():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import config, schema, trees
+from bigjax import config, config_file, schema, trees
 from bigjax.data.core import ArraySource, DataSpec, Splits
 from bigjax.models import transformer
 from bigjax.train.build import Run, batch_spec, build
@@ -51,7 +51,7 @@ SPECS = {  # of data that may not be on this machine
 
 
 def built(path: Path) -> Run:
-    loaded = config.load(str(path))
+    loaded = config_file.load(str(path))
     if loaded.train.batch_size % 8:  # of the devices here
         loaded = config.with_values(loaded, **{'train.batch_size': 8})
     if path.stem not in SPECS:
@@ -103,7 +103,7 @@ def test_configs_touch_no_device(path):
 )
 def test_sizes_of_gpt2_are_those_published(size, parameters):
     """As the hub's checkpoints have them; here 47 rows of the token table are spare."""
-    loaded = config.load(f'{CONFIGS[0].parent / "gpt2.py"}:{size}')
+    loaded = config_file.load(f'{CONFIGS[0].parent / "gpt2.py"}:{size}')
     options = schema.build(transformer.Config, loaded.model.options, 'config.model')
     tokens = jax.ShapeDtypeStruct((1, 1024), np.int32)
     model = transformer.build(options, tokens, 50_257, np.float32)

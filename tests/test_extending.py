@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bigjax import cli
+from bigjax import cli, config_file
 from bigjax import config as configs
 from bigjax.config import OptimizerConfig
 from bigjax.data import batches
@@ -102,7 +102,7 @@ def test_a_mesh_changes_no_loss(model, monkeypatch):
 
 def losses(model, mesh, steps=3):
     """The losses of the first steps of the document's config, and the parameters after them."""
-    config = configs.load('my_lab/config.py', [*OVERRIDES[model], *mesh])
+    config = config_file.load('my_lab/config.py', [*OVERRIDES[model], *mesh])
     run = build(config)
     size = config.train.batch_size
     step = jax.jit(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigjax import config as configs
-from bigjax import schema
+from bigjax import config_file, schema
 from bigjax.config import Config
 from bigjax.errors import ConfigError
 from bigjax.study import ledger
@@ -30,7 +29,9 @@ class Job(NamedTuple):
 
     def arguments(self, study: Path) -> list[str]:
         """Of `bigjax train`."""
-        flags = [f'--config.{key}={configs.format_value(v)}' for key, v in self.overrides.items()]
+        flags = [
+            f'--config.{key}={config_file.format_value(v)}' for key, v in self.overrides.items()
+        ]
         return [f'--config={self.config}', f'--workdir={self.folder(study)}', *flags]
 
 
@@ -46,13 +47,13 @@ def plan(
     """The runs that the points ask for, each once. Their config file is `config.py` of `folder`
     unless they name another; `overrides`, as typed, go on top of all. Raises: ConfigError."""
     jobs: dict[str, Job] = {}
-    typed = {key: _plain(configs.parse_value(text)) for key, text in overrides}
+    typed = {key: _plain(config_file.parse_value(text)) for key, text in overrides}
     for index, point in enumerate(points):
         values = {key: _plain(value) for key, value in point.items() if key != CONFIG} | typed
         config = _config_file(str(point.get(CONFIG, 'config.py')), folder)
-        flags = [(key, configs.format_value(value)) for key, value in values.items()]
+        flags = [(key, config_file.format_value(value)) for key, value in values.items()]
         try:
-            job = Job(run_id(configs.load(config, flags)), config, values)
+            job = Job(run_id(config_file.load(config, flags)), config, values)
         except ConfigError as error:
             raise ConfigError(f'point {index} ({point}): {error}') from error
         jobs.setdefault(job.id, job)

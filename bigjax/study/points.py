@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.config import run_file
+from bigjax.config_file import run_file
 from bigjax.errors import ConfigError, nearest
 
 Point = dict[str, Any]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bigjax.config import run_file
+from bigjax.config_file import run_file
 from bigjax.errors import ConfigError, DataError
 from bigjax.study import ledger, plots
 from bigjax.train.progress import number

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigjax import components, interop, schema, trees
-from bigjax.config import Config, override, resolve
+from bigjax.config import Config, resolve
+from bigjax.config_file import override
 from bigjax.data import tokenizers
 from bigjax.data.core import DataSpec
 from bigjax.data.tokenizers import Tokenizer

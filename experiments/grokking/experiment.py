@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from bigjax.config import load
+from bigjax.config_file import load
 from bigjax.train.loop import train
 from bigjax.train.writers import read_metrics
 

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bigjax.config import resolve, run_file
+from bigjax.config import resolve
+from bigjax.config_file import run_file
 from bigjax.errors import DataError
 from bigjax.models.flops import palm
 from bigjax.study import jobs, sweep

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bigjax import config as configs
-from bigjax.config import format_value
+from bigjax import config_file
+from bigjax.config_file import format_value
 from bigjax.errors import ConfigError
 from bigjax.study import coordinates, jobs, plots, sweep
 
@@ -143,7 +143,7 @@ def _coordinates(path, smoke):
             'data.sequence_length': 16 if smoke else 64,
         }
         flags = [(key, format_value(value)) for key, value in fields.items()]
-        config = configs.load(str(HERE / 'config.py'), flags)
+        config = config_file.load(str(HERE / 'config.py'), flags)
         sized = coordinates.widened(config, CHECKED[:2] if smoke else CHECKED)
         moved = coordinates.measure(sized, 1 if smoke else 4, 1 if smoke else 4, lambda _: None)
         slopes = coordinates.slopes(moved)

@@ -55,7 +55,7 @@ def test_nothing_that_is_read_is_run_but_a_config_file():
         for path in PACKAGE.rglob('*.py')
         for name in faults(path.read_text())
     }
-    assert found == {('config.py', 'spec.loader.exec_module')}
+    assert found == {('config_file.py', 'spec.loader.exec_module')}
 
 
 @pytest.mark.parametrize(

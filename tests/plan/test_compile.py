@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bigjax import config, schema, trees
+from bigjax import config, config_file, schema, trees
 from bigjax.data.batches import to_device, train_batch
 from bigjax.errors import ConfigError, EnvironmentProblem
 from bigjax.models import flops
@@ -21,7 +21,7 @@ CPU = targets.parse('cpu:8')
 
 @pytest.fixture(scope='module')
 def settings():
-    return config.load(LLAMA, [('mesh.fsdp', '4'), ('mesh.tensor', '2')])
+    return config_file.load(LLAMA, [('mesh.fsdp', '4'), ('mesh.tensor', '2')])
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +80,7 @@ def test_collectives_run_over_the_axes_that_split(answer):
     assert axes == {'fsdp', 'tensor'}
     assert answer.reach == {'fsdp': 1, 'tensor': 1}
     gathered = sum(row.size for row in answer.collectives if row.kind == 'all-gather')
-    params = trees.num_bytes(build(config.load(LLAMA)).abstract.params)
+    params = trees.num_bytes(build(config_file.load(LLAMA)).abstract.params)
     assert gathered > params / 2  # each device sees its half of the weights at least once
 
 
@@ -128,7 +128,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 def test_a_tpu_that_is_too_small():
-    settings = config.load('configs/llama.py:350m', [('train.batch_size', '512')])
+    settings = config_file.load('configs/llama.py:350m', [('train.batch_size', '512')])
     settings = config.with_values(settings, **{'model.layers': 2})
     answer = ask.ask(settings, targets.parse('v5e:2x2'))
     assert answer.out_of_memory.available == round(15.75 * 2**30)
@@ -138,7 +138,7 @@ def test_a_tpu_that_is_too_small():
 
 @needs_libtpu
 def test_a_tpu_that_is_large_enough():
-    answer = ask.ask(config.load(LLAMA), targets.parse('v5e:2x4'))
+    answer = ask.ask(config_file.load(LLAMA), targets.parse('v5e:2x4'))
     assert answer.reach == {'fsdp': 2}
     assert 0 < answer.peak < 16 * 2**30
     assert {row.kind for row in answer.collectives} >= {'all-gather'}
@@ -147,13 +147,13 @@ def test_a_tpu_that_is_large_enough():
 @pytest.mark.parametrize(('size', 'parameters'), [('7b', 6_738_415_616), ('1.3b', 1_345_423_360)])
 def test_the_sizes_of_llama(size, parameters):
     """The first as published (Touvron et al. 2023)."""
-    run = build(config.load(f'configs/llama.py:{size}'))
+    run = build(config_file.load(f'configs/llama.py:{size}'))
     assert trees.count(run.abstract.params) == parameters
 
 
 @needs_libtpu
 def test_gradients_are_reduced_between_slices():
-    answer = ask.ask(config.load(LLAMA), targets.parse('v5e:2x2', 2))
+    answer = ask.ask(config_file.load(LLAMA), targets.parse('v5e:2x2', 2))
     assert answer.reach == {'slice': 0, 'fsdp': 2}
     (between,) = (row for row in answer.collectives if 'slice' in row.axes)
     assert between.size == answer.memory['parameters']
@@ -163,7 +163,7 @@ def test_gradients_are_reduced_between_slices():
 
 
 def test_a_whole_moment_of_a_split_parameter_is_told():
-    settings = config.load(LLAMA, [('model.width', '512')])
+    settings = config_file.load(LLAMA, [('model.width', '512')])
     run = build(settings)
     assert not [line for line in compile.advice(run) if 'optimizer state' in line]
     replicated = NamedSharding(run.mesh, PartitionSpec())
@@ -179,11 +179,13 @@ def test_a_whole_moment_of_a_split_parameter_is_told():
 
 
 def test_odd_vocabularies_and_full_precision_are_told():
-    settings = config.load(LLAMA, [('data.vocab_size', '250'), ('precision.compute', 'bfloat16')])
+    settings = config_file.load(
+        LLAMA, [('data.vocab_size', '250'), ('precision.compute', 'bfloat16')]
+    )
     told = compile.advice(build(settings))
     assert any('vocab_size=256' in line for line in told)
     assert not any('float32' in line for line in told)
-    assert any('float32' in line for line in compile.advice(build(config.load(LLAMA))))
+    assert any('float32' in line for line in compile.advice(build(config_file.load(LLAMA))))
 
 
 def test_gradients_that_are_all_reduced_are_told():
@@ -209,7 +211,7 @@ x to y efficiently for HLO operation %gather = f32[8] gather(), metadata={op_nam
 
 
 def test_residuals_grow_with_what_a_policy_keeps():
-    settings = config.load(LLAMA)
+    settings = config_file.load(LLAMA)
     drawn = sketch.sketch(settings, CPU, [{'fsdp': 8}, {'fsdp': 3}, {'fsdp': 2, 'tensor': 4}])
     assert [mesh.sizes for mesh in drawn.meshes] == [{'fsdp': 8}, {'fsdp': 2, 'tensor': 4}]
     none, full = drawn.remats['none'], drawn.remats['full']
@@ -221,9 +223,9 @@ def test_residuals_grow_with_what_a_policy_keeps():
 
 
 def test_models_without_policies():
-    assert sketch.policies(config.load('configs/digits_cnn.py')) == ['']
+    assert sketch.policies(config_file.load('configs/digits_cnn.py')) == ['']
 
 
 def test_a_mesh_on_which_nothing_can_be_built():
     with pytest.raises(ConfigError, match='meshes that fit'):
-        sketch.sketch(config.load(LLAMA), CPU, [{'fsdp': 3}])
+        sketch.sketch(config_file.load(LLAMA), CPU, [{'fsdp': 3}])

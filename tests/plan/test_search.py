@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bigjax import config
+from bigjax import config_file
 from bigjax.config import with_values
 from bigjax.plan import search, targets
 from bigjax.plan.compile import Answer, OutOfMemory
@@ -17,7 +17,7 @@ SIZES = {'slice': 1, 'data': 1, 'fsdp': 16, 'expert': 1, 'context': 1, 'tensor':
 
 @pytest.fixture(scope='module')
 def settings():
-    return config.load('configs/llama.py:1.3b', [('train.batch_size', '64')])
+    return config_file.load('configs/llama.py:1.3b', [('train.batch_size', '64')])
 
 
 def answer(mesh, rows, memory, *, remat='full', tells=True, flops=10**15, traffic=10**9):

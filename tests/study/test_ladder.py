@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bigjax import cli, config
+from bigjax import cli, config, config_file
 from bigjax.errors import CheckpointError, ConfigError, DataError
 from bigjax.models.flops import palm
-from bigjax.study import jobs, ladder, ledger, points, sweep
+from bigjax.study import jobs, ladder, ledger, points, shapes, sweep
 from bigjax.study.fits.published import HOFFMANN
 from bigjax.train.loop import train
 
@@ -42,11 +42,11 @@ def base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'text.txt').write_text('To be, or not to be: that is the question.\n' * 200)
     (tmp_path / 'base.py').write_text(f'def get_config():\n    return {BASE!r}\n')
-    return config.load('base.py', [('data.path', str(tmp_path / 'text.txt'))])
+    return config_file.load('base.py', [('data.path', str(tmp_path / 'text.txt'))])
 
 
 def test_rungs_fill_their_budgets(base):
-    rungs = ladder.climb(base, [3e8, 1e9, 1e10], [2, 20])
+    rungs = shapes.climb(base, [3e8, 1e9, 1e10], [2, 20])
     assert len(rungs) == 6
     for rung in rungs:
         fields, shape = rung.shape.fields, rung.shape
@@ -58,33 +58,39 @@ def test_rungs_fill_their_budgets(base):
         assert shape.params == params
         assert shape.flops_a_step == palm(params, layers, width, 16, 8 * 16)
         assert rung.tokens == rung.steps * 8 * 16
-    shapes = ladder.Shapes(base)
+    known = shapes.Shapes(base)
     for rung, asked in zip(rungs, [2, 20] * 3, strict=True):
         multiple = rung.shape.fields['model.heads']
-        around = [shapes.at(k) for k in (multiple - 1, multiple + 1) if k]
+        around = [known.at(k) for k in (multiple - 1, multiple + 1) if k]
         others = [rung.budget / s.flops_a_step * s.tokens_a_step / s.params for s in around]
         ours = abs(np.log(rung.tokens / rung.shape.params / asked))
         assert all(ours <= abs(np.log(other / asked)) for other in others)
 
 
+def test_a_shortage_of_sizes_is_told_before_the_runs(base):
+    rungs = shapes.climb(base, [1e9, 4e9], [2, 8])
+    assert 'sizes below the top budget' in ladder.shortage(rungs)
+    assert ladder.shortage(shapes.climb(base, [1e9, 4e9, 1e11], [1, 8, 64])) is None
+
+
 def test_proportions():
     options = {'layers': 4, 'width': 64, 'heads': 8, 'kv_heads': 2, 'mlp': 96}
-    assert ladder._fields(options, 1) == {
+    assert shapes._fields(options, 1) == {
         'layers': 2, 'width': 32, 'heads': 4, 'kv_heads': 1, 'mlp': 48,
     }  # fmt: skip
-    assert ladder._fields(options, 4) == {
+    assert shapes._fields(options, 4) == {
         'layers': 8, 'width': 128, 'heads': 16, 'kv_heads': 4, 'mlp': 192,
     }  # fmt: skip
 
 
 def test_what_cannot_be_climbed(base):
     with pytest.raises(ConfigError, match=r'budget 1e\+06: .* lower train.batch_size'):
-        ladder.climb(base, [1e6], [20])
+        shapes.climb(base, [1e6], [20])
     with pytest.raises(ConfigError, match='--budgets: expected finite numbers above 0'):
-        ladder.climb(base, [], [20])
+        shapes.climb(base, [], [20])
     other = config.with_values(base, model={'name': 'mlp', 'widths': (8,)})
     with pytest.raises(ConfigError, match=r'expects config\.model to be a transformer'):
-        ladder.climb(other, [1e9], [20])
+        shapes.climb(other, [1e9], [20])
 
 
 def losses(folder):
@@ -97,6 +103,7 @@ def losses(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_leaf_is_bit_for_bit_the_run_that_it_stands_for(base, tmp_path):
     quiet = Console(quiet=True)
     shared = {'optimizer.schedule': {'name': 'constant', 'warmup': 2}}
@@ -123,7 +130,7 @@ def test_leaves_take_all_or_nothing(base):
 
 
 def test_a_study_of_trunks_and_leaves(base, tmp_path):
-    rungs = ladder.climb(base, [1e9, 4e9], [2, 8])
+    rungs = shapes.climb(base, [1e9, 4e9], [2, 8])
     folder, workdir = tmp_path / 'steps', tmp_path / 'runs'
     ladder.write(base, rungs, folder, workdir)
     planned = jobs.plan(points.read(folder / 'sweep.py', smoke=False), folder)
@@ -157,9 +164,9 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     assert cli.main(['ladder', 'steps', '--config=base.py', *flags, text]) == 0
     assert 'of it' in capsys.readouterr().out
     folder, workdir = tmp_path / 'steps', tmp_path / 'runs' / 'steps'
-    shapes = ladder.Shapes(config.load('steps/config.py'))
+    known = shapes.Shapes(config_file.load('steps/config.py'))
     for job in jobs.plan(points.read(folder / 'sweep.py', smoke=False), folder):
-        shape = shapes.at(job.overrides['model.heads'])
+        shape = known.at(job.overrides['model.heads'])
         steps = job.overrides['train.steps']
         tokens = steps * shape.tokens_a_step
         loss = float(HOFFMANN.loss(shape.params, tokens))
@@ -175,14 +182,14 @@ def test_from_losses_to_the_next_config(base, tmp_path, capsys):
     assert fit['parameters']['alpha']['value'] == pytest.approx(0.34, rel=1e-3)
     assert fit['flops_convention'] == 'PaLM'
     assert abs(fit['held_out'][0]['relative_miss']) < 1e-4
-    found = config.load('steps/next.py')
+    found = config_file.load('steps/next.py')
     width = found.model.options['width']
     cost = fit['flops_per_param_token']
     best = HOFFMANN.G * (1e12 / cost) ** float(HOFFMANN.a)
-    sizes = {k: shapes.at(k).params for k in (width // 8 - 1, width // 8, width // 8 + 1) if k}
+    sizes = {k: known.at(k).params for k in (width // 8 - 1, width // 8, width // 8 + 1) if k}
     assert min(sizes, key=lambda k: abs(np.log(sizes[k] / best))) == width // 8
     steps = found.train.steps.amount
-    assert steps * shapes.at(width // 8).flops_a_step == pytest.approx(1e12, rel=0.01)
+    assert steps * known.at(width // 8).flops_a_step == pytest.approx(1e12, rel=0.01)
     assert found.optimizer.schedule.name == 'warmup_stable_decay'
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bigjax import cli, config
+from bigjax import cli, config, config_file
 from bigjax.errors import ConfigError, DataError, Preempted
 from bigjax.study import jobs, ledger, sweep
 from bigjax.study.points import grid
@@ -141,7 +141,9 @@ def test_what_a_run_is_told_resolves_to_the_config_of_its_id(study):
     for job in jobs.plan(points, Path()):
         first, _, *flags = job.arguments(Path('s'))
         pairs = [flag.removeprefix('--config.').split('=', 1) for flag in flags]
-        again = config.load(first.removeprefix('--config='), [(key, text) for key, text in pairs])
+        again = config_file.load(
+            first.removeprefix('--config='), [(key, text) for key, text in pairs]
+        )
         assert jobs.run_id(again) == job.id
         assert json.loads(json.dumps(job.overrides)) == job.overrides
         assert again.optimizer.clip is None
