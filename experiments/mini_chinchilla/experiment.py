@@ -19,10 +19,10 @@ HERE = Path(__file__).parent
 VOCABULARY = 65
 COLUMNS = ('params', 'tokens', 'value', 'flops')
 WIDTHS = {
-    3e11: (16, 24, 32, 48, 64),
+    3e11: (8, 12, 16, 24, 32),
     1e12: (24, 32, 48, 64, 96),
     3e12: (32, 48, 64, 96, 128),
-    1e13: (64, 96, 128),
+    1e13: (48, 64, 96),
 }
 """Of each budget in FLOPs; the last is held out."""
 
