@@ -73,7 +73,7 @@ def standardised(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def draw(results: list[dict], figure: Figure) -> None:
     axes = figure.add_subplot()
     names = list(dict.fromkeys(row['quantity'] for row in results))
-    paper = {'mlp test accuracy': 0.871, 'conv test accuracy': 0.916}
+    paper = {'mlp test accuracy': 0.871, 'conv test accuracy': 0.907}
     for place, name in enumerate(names):
         values = [row['value'] for row in results if row['quantity'] == name]
         axes.plot([place] * len(values), values, 'o', label='ours' if not place else None)
