@@ -22,7 +22,6 @@ from flax.core.scope import DenyList
 
 from bigjax.errors import ConfigError
 from bigjax.nn import params
-from bigjax.nn.dropout import Dropout, StochasticDepth
 from bigjax.optim.parametrization import Scaling
 
 Variables = Mapping[str, Any]
@@ -49,7 +48,6 @@ class Model:
     stddevs: a tree like 'params' with the standard deviation of each leaf's initial value; NaN
         where it does not tell, None if none does.
     scaling: how large it is against its base model; None in the standard parametrization.
-    activations: (variables, inputs) -> what each layer gives, by its path; None if it tells not.
     sequence: the positions of a row, which the mesh axis `context` can split; None if it cannot.
     """
 
@@ -62,7 +60,6 @@ class Model:
     parts: Callable[..., tuple[Any, Variables]] | None = None
     stddevs: Any = None
     scaling: Scaling | None = None
-    activations: Callable[..., dict[str, jax.Array]] | None = None
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the variables; nothing is materialised."""
@@ -102,7 +99,6 @@ def from_linen(module: nn.Module, inputs: Any) -> Model:
         applied(module),
         params.logical_axes(abstract),
         stddevs=params.stddevs(abstract['params']),
-        activations=_activations(module),
     )
 
 
@@ -120,24 +116,3 @@ def applied(module: nn.Module) -> Callable[..., tuple[Any, Variables]]:
         return module.apply(variables, inputs, train=train, rngs=rngs, mutable=changing)
 
     return apply
-
-
-def _activations(module: nn.Module) -> Callable[..., dict[str, jax.Array]]:
-    def activations(variables: Variables, inputs: Any) -> dict[str, jax.Array]:
-        _, found = module.apply(
-            variables, inputs, train=False, capture_intermediates=_is_layer, mutable='intermediates'
-        )
-        leaves = jax.tree.leaves_with_path(found['intermediates'])
-        return {_layer(path): leaf for path, leaf in leaves}
-
-    return activations
-
-
-def _is_layer(module: nn.Module, method: str) -> bool:
-    return method == '__call__' and not isinstance(module, Dropout | StochasticDepth)
-
-
-def _layer(path: Any) -> str:
-    """Of a path that ends in '__call__' and the number of the call; 'output' is the model's own."""
-    names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-    return '/'.join(names[:-1]) or 'output'

@@ -76,7 +76,6 @@ def adapt(model: Model, config: LoraConfig) -> Model:
         parts=parts,
         axes=axes,
         stddevs=None,
-        activations=None,
     )
 
 

@@ -280,7 +280,7 @@ def run_blocks(
             block,
             length=config.layers,
             in_axes=(0, nn.broadcast, nn.broadcast),
-            variable_axes=dict.fromkeys(COLLECTIONS, 0),
+            variable_axes={'params': 0, 'cache': 0, 'losses': 0, 'diagnostics': 0},
             split_rngs={'params': True, 'dropout': True},
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )
@@ -303,8 +303,6 @@ def empty_cache(config: Config, batch: int, places: int, dtype: Any) -> Any:
     return {f'block_{index}': layer for index in range(config.layers)}
 
 
-COLLECTIONS = ('params', 'cache', 'losses', 'diagnostics', 'intermediates')
-"""Of each block there is one, in a stack of them."""
 HOST_MEMORY = 'pinned_host'
 
 REMAT_POLICIES = {

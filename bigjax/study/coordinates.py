@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from bigjax.analysis.activations import watch
 from bigjax.config import Config, with_values
 from bigjax.data import batches
 from bigjax.data.load import load as load_data
@@ -30,6 +31,7 @@ TOLERANCE = 0.1
 """Of the slopes of a model that is parametrized well."""
 SIZES = (1, 2, 4, 8)
 """Times the base model, where no widths are asked for."""
+LAYERS = r'^(?!.*(Dropout|StochasticDepth)_\d+$)'
 LAST_BLOCK = 'last block'
 STREAM = (LAST_BLOCK, 'final_norm', 'output')
 """What is compared over depths: the other names depend on the depth."""
@@ -93,7 +95,8 @@ def measure(
         for seed in range(seeds):
             for step, found in enumerate(trained(seed)):
                 rows += [
-                    {'size': size, 'seed': seed, 'step': step, 'name': name, **values}
+                    {'size': size, 'seed': seed, 'step': step, 'name': name}
+                    | {'mean': values['mean'], 'delta': values['delta']}
                     for name, values in found.items()
                 ]
         told(f'{size}: {seeds} seeds of {steps} steps')
@@ -179,14 +182,9 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> Figure:
 def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, float]]]]:
     """From a seed to mean and delta by name, before the first step and after each."""
     model, recipe, size = run.recipe.model, run.recipe, run.config.train.batch_size
-    if model.activations is None:
-        raise ConfigError(
-            f'config.model.name: expected a model that tells its activations, got '
-            f'{run.config.model.name}; see Model.activations'
-        )
-    activations = model.activations
     source = run.splits.sources['train']
-    rename = _last_block(run.config.model.options.get('layers'))
+    last_block = f'block_{run.config.model.options.get("layers", 0) - 1}'
+    renamed = {'': 'output', last_block: LAST_BLOCK}
 
     def batch(seed: int, step: int) -> Any:
         rows = batches.train_batch(source, seed, step, size, slice(0, size))
@@ -197,8 +195,8 @@ def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, f
         batch = recipe.standardise(batch)
         if recipe.task.corrupt is not None:
             batch = recipe.task.corrupt(jax.random.key(0), batch)
-        found = activations({'params': params, **collections}, batch['inputs'])
-        return {rename(name): x.astype(jnp.float32) for name, x in found.items()}
+        found = watch(model, {'params': params, **collections}, batch['inputs'], LAYERS)
+        return {renamed.get(name, name): x.astype(jnp.float32) for name, x in found.items()}
 
     @jax.jit
     def compare(now: dict[str, jax.Array], first: dict[str, jax.Array]) -> Any:
@@ -220,10 +218,6 @@ def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, f
         return jax.tree.map(float, jax.device_get(found))
 
     return trained
-
-
-def _last_block(layers: int | None) -> Callable[[str], str]:
-    return lambda name: LAST_BLOCK if layers and name == f'block_{layers - 1}' else name
 
 
 def _slope(points: Sequence[tuple[int, float]]) -> float:

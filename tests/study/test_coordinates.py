@@ -22,16 +22,21 @@ CASES = {  # name, base, widths, learning rate
     'mlp': ({'widths': (16, 16)}, (256, 1024), 1e-2, {}),
     'cnn': ({'channels': (2, 2), 'dense': (4,)}, (64, 256), 1e-2, {'pools': 2}),
     'resnet': ({'width': 2}, (16, 64), 1e-2, {'stem': 'cifar'}),
-    'transformer': ({'width': 16, 'heads': 1}, (128, 512), 2**-8, {'bias': False, 'tied': False}),
+    'transformer': (
+        {'width': 64, 'heads': 1},
+        (128, 512),
+        2**-9,
+        {'bias': False, 'tied': False, 'positions': 'rope'},
+    ),
 }
 """Base models far below the widths: what they start with is small there, and so is its noise."""
 
 
-def a_config(model, name, **fields):
-    base, _, rate, options = CASES[model]
-    is_text = model == 'transformer'
+def a_config(kind, name, **fields):
+    base, _, rate, options = CASES[kind]
+    is_text = kind == 'transformer'
     config = {
-        'model': {'name': model, **base, **options},
+        'model': {'name': kind, **base, **options},
         'task': 'language_model' if is_text else 'classification',
         'data': TEXT if is_text else 'digits',
         'train': {'steps': 4, 'batch_size': 16 if is_text else 64},
@@ -43,7 +48,7 @@ def a_config(model, name, **fields):
 
 def measured(model, name):
     configs = coordinates.widened(a_config(model, name), CASES[model][1])
-    return coordinates.slopes(coordinates.measure(configs, 4, 4, lambda _: None))
+    return coordinates.slopes(coordinates.measure(configs, 4, 2, lambda _: None))
 
 
 @pytest.mark.parametrize(
