@@ -14,6 +14,8 @@ from bigjax import commands, memory, safety
 from bigjax.commands import Overrides
 from bigjax.errors import BigjaxError, one_line
 
+Command = Callable[..., argparse.ArgumentParser]
+"""Adds one: its name, what it runs, its help, and parsers whose flags it has too."""
 SUMMARY = 'Train, evaluate and study models in JAX.'
 
 
@@ -35,8 +37,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     subparsers = parser.add_subparsers(required=True, metavar='COMMAND')
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a config file')
-    workdir = argparse.ArgumentParser(add_help=False)
-    workdir.add_argument('--workdir', required=True, type=Path, metavar='DIR', help='run folder')
 
     def command(
         name: str, run: Callable[..., int | None], help: str, *parents: argparse.ArgumentParser
@@ -48,6 +48,29 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
         sub.set_defaults(run=run, takes_overrides=bool(parents))
         return sub
 
+    _add_runs(command, config)
+    _add_models(command, config)
+    _add_checks(command, config)
+    _add_studies(command)
+    _add_laws(command)
+    _add_data(subparsers.add_parser('data', help='prepare data sets'), config)
+    doctor = command('doctor', commands.doctor, 'check this machine')
+    doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
+
+    arguments, rest = parser.parse_known_args(argv)
+    overrides: Overrides = []
+    for flag in rest:
+        key, equals, value = flag.removeprefix('--config.').partition('=')
+        if not flag.startswith('--config.') or not equals or not arguments.takes_overrides:
+            parser.error(f'unknown argument {flag!r}')
+        overrides.append((key, value))
+    return arguments, overrides
+
+
+def _add_runs(command: Command, config: argparse.ArgumentParser) -> None:
+    """Of training and evaluation."""
+    workdir = argparse.ArgumentParser(add_help=False)
+    workdir.add_argument('--workdir', required=True, type=Path, metavar='DIR', help='run folder')
     processes = _processes()
     train = command(
         'train', commands.train, 'train a model, or go on training it', config, workdir, processes
@@ -68,6 +91,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     evaluate = command('eval', commands.evaluate, 'evaluate a trained run', run, processes)
     evaluate.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     evaluate.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
+
+
+def _add_models(command: Command, config: argparse.ArgumentParser) -> None:
+    """Of trained models, and of what a config makes."""
     generate = command('generate', commands.generate, 'write on with a language model')
     generate.set_defaults(takes_overrides=True)
     source = generate.add_mutually_exclusive_group(required=True)
@@ -90,6 +117,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     exporting.add_argument('--out', required=True, type=Path, metavar='DIR')
     exporting.add_argument('--checkpoint', metavar='WHICH', help='latest, best or a step')
     command('describe', commands.describe, 'parameters, shardings, FLOPs, memory', config)
+
+
+def _add_checks(command: Command, config: argparse.ArgumentParser) -> None:
+    """Of what can be known before a run."""
     plan = command(
         'plan', commands.plan, 'whether it fits hardware not at hand, and how fast', config
     )
@@ -129,6 +160,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     verify.add_argument('--meshes', nargs='*', metavar='MESH', help=help)
     verify.add_argument('--tolerance', type=float, help='relative; by default as the dtype allows')
     verify.add_argument('--workdir', type=Path, metavar='DIR', help='to keep the runs in')
+
+
+def _add_studies(command: Command) -> None:
+    """Of many runs."""
     sweep = command('sweep', commands.sweep, 'run the points of a study')
     sweep.set_defaults(takes_overrides=True)
     sweep.add_argument('name', metavar='NAME', help='of a folder of experiments/, or its path')
@@ -155,6 +190,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     ls.add_argument('--csv', action='store_true', help='all that the ledger says of each run')
     diff = command('diff', commands.diff, 'configs and results of two runs, side by side')
     diff.add_argument('runs', type=Path, metavar='RUN', nargs=2)
+
+
+def _add_laws(command: Command) -> None:
+    """Of scaling laws."""
     fit = command('fit', commands.fit, 'a scaling law through a table of runs')
     fit.add_argument('table', type=Path, metavar='TABLE.csv', help='a row a run')
     for name in ('params', 'tokens', 'loss'):
@@ -190,9 +229,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     ladder.add_argument('--fit', action='store_true', help='after the sweep; writes DIR/next.py')
     ladder.add_argument('--method', default='projection', choices=methods, help='of the fit')
     ladder.add_argument('--next', type=float, metavar='C', help='FLOPs of the next run: 10 x most')
-    doctor = command('doctor', commands.doctor, 'check this machine')
-    doctor.add_argument('--workdir', type=Path, default=Path('runs'), metavar='DIR')
-    data = subparsers.add_parser('data', help='prepare data sets').add_subparsers(required=True)
+
+
+def _add_data(parser: argparse.ArgumentParser, config: argparse.ArgumentParser) -> None:
+    """Of data sets."""
+    data = parser.add_subparsers(required=True)
     prepare = data.add_parser('prepare', help='prepare a TFDS data set as array_record')
     prepare.add_argument('name', help='such as fashion_mnist')
     prepare.add_argument('--data_dir', type=Path, metavar='DIR')
@@ -203,15 +244,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Overrides]:
     help = 'tokenise the text of a config, for the runs to come'
     tokenize = data.add_parser('tokenize', help=help, description=help, parents=[config])
     tokenize.set_defaults(run=commands.tokenize, takes_overrides=True)
-
-    arguments, rest = parser.parse_known_args(argv)
-    overrides: Overrides = []
-    for flag in rest:
-        key, equals, value = flag.removeprefix('--config.').partition('=')
-        if not flag.startswith('--config.') or not equals or not arguments.takes_overrides:
-            parser.error(f'unknown argument {flag!r}')
-        overrides.append((key, value))
-    return arguments, overrides
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -198,16 +198,26 @@ def describe(hint: Any) -> str:
     return names.get(hint, getattr(hint, '__name__', str(hint)))
 
 
-def to_dict(value: Any) -> Any:
+def to_dict(value: Any, with_defaults: bool = True) -> Any:
     """The inverse of `build`, ready for JSON: dataclasses to dicts (options inlined), tuples to
-    lists."""
+    lists.
+
+    with_defaults: False leaves out fields that are what they would be if nobody set them.
+    """
     if hasattr(value, 'parse'):
         return str(value)
     if dataclasses.is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value = {f.name: v for f, v in fields.items() if with_defaults or v != _default(f)}
         value |= value.pop('options', {})
     if isinstance(value, Mapping):
-        return {str(key): to_dict(item) for key, item in value.items()}
+        return {str(key): to_dict(item, with_defaults) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_dict(item) for item in value]
+        return [to_dict(item, with_defaults) for item in value]
     return value
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

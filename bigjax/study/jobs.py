@@ -36,8 +36,10 @@ class Job(NamedTuple):
 
 
 def run_id(config: Config) -> str:
-    """The same for equal configs, however they were written."""
-    canonical = json.dumps(schema.to_dict(config), sort_keys=True, separators=(',', ':'))
+    """The same for equal configs, however they were written; fields that nobody sets do not count,
+    so that it outlives a new one."""
+    stated = schema.to_dict(config, with_defaults=False)
+    canonical = json.dumps(stated, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 

@@ -6,6 +6,7 @@ light grid, no frame, one idea a panel; names from data drawn as they are: `$` s
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -48,12 +50,17 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def log_scale(axes: Axes, *which: Literal['x', 'y']) -> None:
-    """Logarithmic axes with plain numbers, between the decades too where they span few."""
+    """Logarithmic axes with plain numbers; with twos and fives where they span few decades."""
     for name in which:
         axes.set(**{f'{name}scale': 'log'})
         axis = {'x': axes.xaxis, 'y': axes.yaxis}[name]
-        axis.set_major_formatter(ticker.LogFormatter())
-        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1, 0.5)))
+        axis.set_major_formatter('{x:,g}')
+        axis.set_minor_formatter(ticker.FuncFormatter(partial(_between_decades, axis)))
+
+
+def _between_decades(axis: Axis, value: float, _: int | None) -> str:
+    low, high = axis.get_view_interval()
+    return f'{value:,g}' if high < 300 * low and f'{value:e}'[0] in '25' else ''
 
 
 @styled

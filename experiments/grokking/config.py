@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
         'weight_decay': 1.0,
         'schedule': {'name': 'constant', 'warmup': 10},
     }
-    config.train = {'steps': 5_000, 'batch_size': 3830, 'log_every': 10}
+    config.train = {'steps': 3_000, 'batch_size': 3830, 'log_every': 10}
     config.eval = {'every': 100, 'metrics': ('accuracy',)}
     config.checkpoint = {'every': 1000}
     return config

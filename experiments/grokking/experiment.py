@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bigjax.config_file import load
+from bigjax.study import plots
 from bigjax.train.loop import train
 from bigjax.train.writers import read_metrics
 
@@ -71,9 +72,12 @@ def first(curves: list[dict], split: str, accuracy: float) -> float:
 
 
 def draw(results: list[dict], figure: Figure) -> None:
-    axes = figure.add_subplot()
-    for split, name in (('train', 'train'), ('val', 'test')):
+    figure.set_size_inches(6.2, 3.6)
+    axes = figure.subplots()
+    for split, name, colour in (('train', 'train', plots.BLUE), ('val', 'test', plots.ORANGE)):
         rows = [row for row in results if row['quantity'] == f'{split} accuracy']
-        axes.plot([max(row['step'], 1) for row in rows], [row['value'] for row in rows], label=name)
-    axes.set(xscale='log', xlabel='step', ylabel='accuracy', ylim=(-0.02, 1.02))
-    axes.legend()
+        steps, values = [row['step'] for row in rows], [row['value'] for row in rows]
+        axes.plot(steps, values, color=colour, label=name)
+    axes.set(title='accuracy, addition modulo 113', xlabel='step', ylim=(-0.02, 1.02))
+    plots.log_scale(axes, 'x')
+    axes.legend(loc='center left')

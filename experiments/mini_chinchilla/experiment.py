@@ -10,7 +10,7 @@ from bigjax.config import resolve
 from bigjax.config_file import run_file
 from bigjax.errors import DataError
 from bigjax.models.flops import palm
-from bigjax.study import jobs, sweep
+from bigjax.study import jobs, plots, sweep
 from bigjax.study.fits import isoflop, table
 from bigjax.study.fits.resample import Bootstrap
 from bigjax.study.points import Point
@@ -19,10 +19,10 @@ HERE = Path(__file__).parent
 VOCABULARY = 65
 COLUMNS = ('params', 'tokens', 'value', 'flops')
 WIDTHS = {
-    3e11: (16, 24, 32, 48, 64),
+    3e11: (8, 12, 16, 24, 32),
     1e12: (24, 32, 48, 64, 96),
     3e12: (32, 48, 64, 96, 128),
-    1e13: (64, 96, 128),
+    1e13: (48, 64, 96),
 }
 """Of each budget in FLOPs; the last is held out."""
 
@@ -112,29 +112,27 @@ def _table(runs: list[dict]) -> table.Runs:
 
 
 def draw(results: list[dict], figure: Figure) -> None:
+    figure.set_size_inches(8.4, 3.6)
     left, right = figure.subplots(1, 2)
     runs = [row for row in results if row['quantity'] == 'loss']
     budgets = sorted({float(f'{run["flops"]:.0e}') for run in runs})
-    for budget in budgets:
+    for budget, colour in zip(budgets, plots.GROUP_COLORS, strict=False):
         mine = [run for run in runs if float(f'{run["flops"]:.0e}') == budget]
         params, losses = [run['params'] for run in mine], [run['value'] for run in mine]
-        left.plot(params, losses, 'o-', label=f'{budget:.0e} FLOPs')
-    left.set(xscale='log', xlabel='parameters', ylabel='validation loss [nats]')
+        left.plot(params, losses, 'o-', color=colour, label=f'{budget:.0e} FLOPs', markersize=4)
+    left.set(title='validation loss, nats', xlabel='parameters')
+    plots.log_scale(left, 'x')
     left.legend()
     values = {row['quantity']: row['value'] for row in results if row['quantity'] != 'loss'}
     if 'held-out N*' not in values:  # a smoke test
         return
     minima = isoflop.measure(_table(runs))
-    right.loglog(minima.flops[:-1], minima.params[:-1], 'o', label='measured, fitted')
-    right.loglog(minima.flops[-1:], minima.params[-1:], 's', label='measured, held out')
+    right.plot(minima.flops[:-1], minima.params[:-1], 'o', color=plots.BLUE, label='fitted')
+    right.plot(minima.flops[-1:], minima.params[-1:], 's', color=plots.ORANGE, label='held out')
     foretold, low, high = (values[f'held-out N*, {name}'] for name in ('foretold', 'low', 'high'))
-    right.errorbar(
-        minima.flops[-1:],
-        [foretold],
-        [[foretold - low], [high - foretold]],
-        fmt='x',
-        capsize=4,
-        label='foretold, 95 %',
-    )
-    right.set(xlabel='FLOPs', ylabel='best number of parameters')
-    right.legend()
+    ends = [[foretold - low], [high - foretold]]
+    at = minima.flops[-1:]
+    right.errorbar(at, [foretold], ends, fmt='x', color=plots.GREY, capsize=4, label='foretold')
+    right.set(title='best number of parameters, 95 %', xlabel='FLOPs')
+    plots.log_scale(right, 'x', 'y')
+    right.legend(loc='upper left')

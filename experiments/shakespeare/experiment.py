@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from bigjax.errors import DataError
-from bigjax.study import jobs, sweep
+from bigjax.study import jobs, plots, sweep
 from bigjax.study.points import Point
 from bigjax.train.writers import columns, read_metrics
 
@@ -48,12 +48,13 @@ def measure(study: Path, smoke: bool, data: Path | None) -> list[dict]:
 
 
 def draw(results: list[dict], figure: Figure) -> None:
-    axes = figure.add_subplot()
+    figure.set_size_inches(5.4, 3.6)
+    axes = figure.subplots()
     curves = [row for row in results if row['quantity'] == 'curve']
     for seed in sorted({row['seed'] for row in curves}):
         mine = [row for row in curves if row['seed'] == seed]
         steps, losses = [row['step'] for row in mine], [row['value'] for row in mine]
         axes.plot(steps, losses, label=f'seed {seed}')
-    axes.axhline(1.88, color='k', linestyle='--', label='nanoGPT')
-    axes.set(xlabel='step', ylabel='validation loss [nats a character]')
+    axes.axhline(1.88, color=plots.GREY, linestyle=plots.DASHED, label='nanoGPT')
+    axes.set(title='validation loss, nats a character', xlabel='step')
     axes.legend()
