@@ -35,9 +35,10 @@ def activations(
 
 
 def watch(
-    model: Model, variables: Variables, inputs: Any, pattern: str = '.*'
+    model: Model, variables: Variables, inputs: Any, pattern: str = '.*', **options: Any
 ) -> dict[str, jax.Array]:
-    """`activations` for use under a jit of one's own, which may fail as JAX fails."""
+    """`activations` for use under a jit of one's own, which may fail as JAX fails; the options are
+    those of `Model.apply`."""
     compiled = compile_pattern(pattern, 'activations')
     found: dict[str, jax.Array] = {}
 
@@ -49,5 +50,5 @@ def watch(
         return outputs
 
     with nn.intercept_methods(take):
-        model.apply(variables, inputs, train=False)
+        model.apply(variables, inputs, **options)
     return found

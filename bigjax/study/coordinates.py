@@ -201,7 +201,10 @@ def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, f
         batch = recipe.standardise(batch)
         if recipe.task.corrupt is not None:
             batch = recipe.task.corrupt(jax.random.key(0), batch)
-        found = watch(model, {'params': params, **collections}, batch['inputs'], LAYERS)
+        variables = {'params': params, **collections}
+        # As in training: averages that a batch norm keeps for evaluation lag behind.
+        as_in_training = {'train': True, 'rngs': {'dropout': jax.random.key(0)}}
+        found = watch(model, variables, batch['inputs'], LAYERS, **as_in_training)
         return {renamed.get(name, name): x.astype(jnp.float32) for name, x in found.items()}
 
     @jax.jit
