@@ -3,11 +3,15 @@ model as in a narrow one?
 
 Models that differ in size alone take a few steps on the same batches. Of what each layer gives, on
 the first batch, the mean |x - x at init| is a power of the size; under muP that power is 0. (The
-mean |x| itself says less: logits rightly shrink with the width before the first step.)
+mean |x| itself says less: logits rightly shrink with the width before the first step.) A read-out
+of its own starts at zero (ibid., D.2): random, it turns what moves below it into chance motion of
+the logits, which falls as 1 / sqrt(width) and hides the power.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +22,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from bigjax import trees
 from bigjax.analysis.activations import watch
 from bigjax.config import Config, with_values
 from bigjax.data import batches
 from bigjax.data.load import load as load_data
 from bigjax.errors import ConfigError
+from bigjax.optim.parametrization import label
 from bigjax.study import ledger, plots
 from bigjax.train.build import Run, build
 from bigjax.train.writers import replace_file
@@ -205,11 +211,17 @@ def _trainer(run: Run, steps: int) -> Callable[[int], list[dict[str, dict[str, f
 
         return jax.tree.map(of, now, first)
 
+    @partial(jax.jit, out_shardings=run.shardings.params)
+    def silent(params: Any) -> Any:
+        labels = trees.map_with_name(label, params, model.axes['params'])
+        return jax.tree.map(lambda p, kind: 0 * p if kind == 'output' else p, params, labels)
+
     step_function = run.jitted_step()
 
     def trained(seed: int) -> list[dict[str, dict[str, float]]]:
         with jax.set_mesh(run.mesh):
             state, probe = run.init(seed), batch(seed, 0)
+            state = dataclasses.replace(state, params=silent(state.params))
             first = see(state.params, state.collections, probe)
             found = [compare(first, first)]
             for step in range(steps):
