@@ -174,10 +174,12 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> Figure:
         for index, step in enumerate(steps):
             values = [_mean(rows, name, step, size) for size in sizes]
             shade = 0.25 + 0.75 * (index + 1) / len(steps)
-            ax.loglog(sizes, values, color=plots.BLUE, alpha=shade, marker='.', label=f'{step}')
+            ax.plot(sizes, values, color=plots.BLUE, alpha=shade, marker='.', label=f'{step}')
         ax.set_title(name, fontsize=8)
+        plots.log_scale(ax, 'x', 'y')
+        ax.tick_params(labelsize=7, which='both')
         ax.set_xticks(sizes, list(map(str, sizes)))
-        ax.minorticks_off()
+        ax.set_xticks([], minor=True)
     for ax in panels.flat[len(names) :]:
         ax.set_visible(False)
     panels[0, 0].legend(title='step', fontsize=7)

@@ -66,9 +66,10 @@ def draw(rows, figure: Figure):
     for name, color in (('sp', plots.ORANGE), ('mup', plots.BLUE)):
         found = {row['width']: row['value'] for row in rows if row['quantity'] == f'{name} output'}
         label = {'sp': 'SP', 'mup': 'muP'}[name]
-        panels[2].loglog(list(found), list(found.values()), color=color, marker='.', label=label)
+        panels[2].plot(list(found), list(found.values()), color=color, marker='.', label=label)
+    plots.log_scale(panels[2], 'x', 'y')
     panels[2].set_xticks(list(found), list(map(str, found)))
-    panels[2].minorticks_off()
+    panels[2].set_xticks([], minor=True)
     panels[2].set_xlabel('width')
     panels[2].set_title('change of the logits, step 1')
     panels[2].legend()
