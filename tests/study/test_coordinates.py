@@ -18,15 +18,15 @@ TEXT = {
     'tokenizer': 'characters',
     'sequence_length': 32,
 }
-CASES = {  # name, base, widths, learning rate
+CASES = {  # name, base, widths, learning rate, other fields
     'mlp': ({'widths': (16, 16)}, (256, 1024), 1e-2, {}),
-    'cnn': ({'channels': (2, 2), 'dense': (4,)}, (64, 256), 1e-2, {'pools': 2}),
+    'cnn': ({'channels': (16, 16), 'dense': (16,)}, (128, 512), 2e-3, {'pools': 2}),
     'resnet': ({'width': 2}, (16, 64), 1e-2, {'stem': 'cifar'}),
     'transformer': (
         {'width': 64, 'heads': 1},
         (128, 512),
-        2**-9,
-        {'bias': False, 'tied': False, 'positions': 'rope'},
+        2**-10,
+        {'layers': 1, 'bias': False, 'tied': False, 'positions': 'rope'},
     ),
 }
 """Base models far below the widths: what they start with is small there, and so is its noise."""
@@ -48,7 +48,7 @@ def a_config(kind, name, **fields):
 
 def measured(model, name):
     configs = coordinates.widened(a_config(model, name), CASES[model][1])
-    return coordinates.slopes(coordinates.measure(configs, 4, 2, lambda _: None))
+    return coordinates.slopes(coordinates.measure(configs, 4, 4, lambda _: None))
 
 
 @pytest.mark.parametrize(
