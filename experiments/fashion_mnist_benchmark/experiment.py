@@ -83,4 +83,4 @@ def draw(results: list[dict], figure: Figure) -> None:
         axes.hlines(paper[name], *ends, color=plots.ORANGE, label=label)
     axes.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.6, len(names) - 0.4))
     axes.set(title='test accuracy')
-    axes.legend()
+    axes.legend(loc='upper left')
