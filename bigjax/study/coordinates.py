@@ -176,7 +176,9 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> Figure:
             shade = 0.25 + 0.75 * (index + 1) / len(steps)
             ax.plot(sizes, values, color=plots.BLUE, alpha=shade, marker='.', label=f'{step}')
         ax.set_title(name, fontsize=8)
-        plots.log_scale(ax, 'x', 'y')
+        plots.log_scale(ax, 'x')
+        if any(row['delta'] > 0 for row in rows if row['name'] == name):
+            plots.log_scale(ax, 'y')
         ax.tick_params(labelsize=7, which='both')
         ax.set_xticks(sizes, list(map(str, sizes)))
         ax.set_xticks([], minor=True)
