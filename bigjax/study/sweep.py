@@ -89,12 +89,16 @@ def run(
 
 
 def finish(
-    jobs: Sequence[Job], study: Path, slots: int = 1, console: Console | None = None
+    jobs: Sequence[Job],
+    study: Path,
+    slots: int = 1,
+    results: Sequence[str] = ('finished',),
+    console: Console | None = None,
 ) -> list[Row]:
-    """As `run`, for those who need every result. Raises: DataError where a run has none."""
+    """As `run`, for those who need every run to end in one of `results`. Raises: DataError."""
     rows = run(jobs, study, slots, retry=True, console=console)
     for row in rows:
-        if row['event'] != 'finished':
+        if row['event'] not in results:
             why = row.get('error', f'see {study / ledger.RUNS / row["id"] / OUTPUT}')
             raise DataError(f'run {row["id"]} {row["event"]}: {why}')
     return rows

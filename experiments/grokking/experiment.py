@@ -22,6 +22,7 @@ def measure(study: Path, smoke: bool, data: Path | None) -> list[dict]:
     overrides = [('data.path', str((study / 'addition.npz').resolve()))]
     if smoke:
         overrides += [('train.steps', '6'), ('eval.every', '3'), ('model.width', '16')]
+        overrides += [('train.batch_size', '3824')]  # which eight devices can share
         overrides += [('optimizer.schedule.warmup', '1'), ('train.log_every', '1')]
     train(load(str(HERE / 'config.py'), overrides), study / 'run')
     lines = read_metrics(study / 'run')

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bigjax import config_file
 from bigjax.config_file import format_value
 from bigjax.errors import ConfigError
-from bigjax.study import coordinates, jobs, plots, sweep
+from bigjax.study import coordinates, jobs, ledger, plots, sweep
 
 HERE = Path(__file__).parent
 BASE, WIDE = 64, 512
@@ -29,7 +29,7 @@ CHECKED = (128, 256, 512, 1024)
 
 def points(smoke=False):
     """Rates around the best one of each width; the base's once."""
-    tiny = {'train.steps': 3, 'train.batch_size': 4, 'data.sequence_length': 16} if smoke else {}
+    tiny = {'train.steps': 3, 'train.batch_size': 8, 'data.sequence_length': 16} if smoke else {}
     return [
         {**_sized(width), 'parametrization.name': name, 'optimizer.learning_rate': 2.0**power}
         | tiny
@@ -42,8 +42,8 @@ def points(smoke=False):
 def measure(study, smoke, data):
     """Losses after training, what they say of transfer, and the coordinate check."""
     path = _text(smoke, data)
-    runs = sweep.run(jobs.plan(points(smoke), HERE, [('data.path', str(path))]), study)
-    rows = [_row(run) for run in runs if run['event'] in ('finished', 'diverged')]
+    planned = jobs.plan(points(smoke), HERE, [('data.path', str(path))])
+    rows = [_row(run) for run in sweep.finish(planned, study, results=ledger.RESULTS)]
     rows += [row | {'parametrization': 'sp'} for row in rows if row['width'] == BASE]
     return rows + _transfer(rows) + _coordinates(path, smoke)
 

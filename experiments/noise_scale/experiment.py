@@ -28,7 +28,7 @@ def measure(study, smoke, data):
     rows = Rows(*map(jnp.asarray, rows))
     model = in_memory.perceptron(rows, (16,) if smoke else WIDTHS)
     loss, target = in_memory.cross_entropy(model), 1.5 if smoke else TARGET
-    batches, rates = ((64, 8), RATES[:4:2]) if smoke else (BATCHES, RATES)
+    batches, rates = ((64, 16), RATES[3:6:2]) if smoke else (BATCHES, RATES)
     results = []
     for seed in range(1 if smoke else SEEDS):
         start = model.init(jax.random.key(seed))['params']

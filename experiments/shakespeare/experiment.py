@@ -17,8 +17,8 @@ CONFIG = str(HERE.parents[1] / 'configs' / 'shakespeare.py')
 def points(smoke: bool) -> list[Point]:
     if not smoke:
         return [{'config': CONFIG, 'seed': seed} for seed in range(3)]
-    tiny = {'train.steps': 6, 'eval.every': 3, 'model.width': 16, 'optimizer.schedule.warmup': 1}
-    return [{'config': CONFIG, 'seed': 0, **tiny}]
+    tiny = {'train.steps': 6, 'train.batch_size': 16, 'eval.every': 3, 'model.width': 16}
+    return [{'config': CONFIG, 'seed': 0, 'optimizer.schedule.warmup': 1, **tiny}]
 
 
 def measure(study: Path, smoke: bool, data: Path | None) -> list[dict]:

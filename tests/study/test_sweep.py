@@ -211,6 +211,11 @@ def test_who_needs_every_result_is_told_of_one_that_lacks(study, seed, why):
         sweep.finish(planned(1, seed), Path('runs.d'))
 
 
+def test_a_run_that_diverged_may_be_a_result(study):
+    (row,) = sweep.finish(planned(70), Path('runs.d'), results=ledger.RESULTS)
+    assert row['event'] == 'diverged'
+
+
 def test_a_preempted_run_goes_on(study):
     run([75, 1])
     assert [event for event, seed in events(study) if seed == 75] == [
