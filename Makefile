@@ -5,6 +5,8 @@ CONFIG ?= configs/digits_cnn.py
 # configs/digits_cnn.py:small runs in runs/digits_cnn-small.
 WORKDIR ?= runs/$(subst :,-,$(subst .py,,$(notdir $(CONFIG))))
 ARGS ?=
+# Many tests wait for processes that they kill. A file's tests share what they set up.
+WORKERS ?= -n 2 --dist loadfile
 
 BIN := .venv/bin
 
@@ -27,10 +29,10 @@ train: setup
 	$(BIN)/bigjax train --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-all: lint
-	$(BIN)/pytest -m '' $(ARGS)
+	$(BIN)/pytest -m '' $(WORKERS) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

@@ -3,11 +3,13 @@
 Set in the environment, before jax is imported, so that commands started by a test run alike.
 """
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
@@ -25,3 +27,14 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # A busy machine is no failure: no test is timed.
 hypothesis.settings.register_profile('untimed', deadline=None)
 hypothesis.settings.load_profile('untimed')
+
+
+@pytest.fixture
+def compilations(caplog):
+    """Function's name -> how many programs of it were compiled since the test began."""
+    import jax  # not before the environment is set
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        yield lambda name: sum(
+            f'Compiling jit({name})' in record.getMessage() for record in caplog.records
+        )

@@ -82,12 +82,12 @@ def test_a_continuation_that_does_not_fit_is_refused(harness):
         harness.loglikelihood([asked('a', 'b' * 49)])
 
 
-def test_no_programs_but_those_of_the_buckets(harness):
+def test_no_programs_but_those_of_the_buckets(harness, compilations):
     from bigjax.harness import score
 
     score.clear_cache()
     harness.loglikelihood([asked('a' * n, 'b') for n in range(1, 60)])
-    assert score._cache_size() == 2  # 32 and the longest, 48
+    assert compilations('score') == 2  # 32 and the longest, 48
 
 
 @pytest.mark.parametrize('length', [1, 47, 48, 49, 96, 110])

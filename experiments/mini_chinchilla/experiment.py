@@ -28,7 +28,7 @@ WIDTHS = {
 
 
 def points(smoke: bool) -> list[Point]:
-    budgets = {1e9: (8, 16, 24), 3e9: (8, 16, 24), 1e10: (16, 24, 32)} if smoke else WIDTHS
+    budgets = {1e9: (8, 16), 3e9: (8, 16)} if smoke else WIDTHS
     return [_point(budget, width) for budget, widths in budgets.items() for width in widths]
 
 
