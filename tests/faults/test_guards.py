@@ -8,9 +8,13 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from bigjax.config import MeshConfig
 from bigjax.data import batches
 from bigjax.errors import Diverged
+from bigjax.sharding.mesh import make_mesh
 from bigjax.train import checkpoint, guard, loop, replicas, writers
 from bigjax.train.build import build
 from bigjax.train.step import train_step
@@ -178,6 +182,15 @@ def test_row_25_a_replica_that_differs_is_named(sizes):
     (line,) = compare(params)
     odd = leaf.addressable_shards[5].device.id
     assert line.startswith(f'hidden_0/dense/kernel: device {odd} (process 0) differs from device ')
+
+
+@pytest.mark.parametrize(('sizes', 'programs'), [({'fsdp': 8}, 0), ({'data': 2, 'fsdp': 4}, 1)])
+def test_row_25_only_what_has_copies_is_read(sizes, programs, compilations):
+    """Hashes cost: of kernels that are whole over their devices there are none."""
+    mesh = make_mesh(MeshConfig(**sizes))
+    params = {'kernel': jax.device_put(np.zeros((8, 3)), NamedSharding(mesh, P('fsdp')))}
+    assert replicas.comparer(mesh, params)(params) == []
+    assert compilations('hashes') == programs
 
 
 def test_row_25_a_run_ends_before_it_saves_what_differs(tmp_path, monkeypatch):
