@@ -100,8 +100,9 @@ def _save(checkpoints: Checkpoints, step: int, tree: Any, metrics: Mapping[str, 
 
 def _uncompressed() -> ocp.Context:
     """Weights shrink by 8 % at most, which would take six times the processor time of a save."""
-    saving = ocp.options.ArrayOptions.Saving(use_compression=False)
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
 
 
 def _commit(
