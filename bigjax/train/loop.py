@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from bigjax import interop, memory, metrics, schema
-from bigjax.config import Config, InitFrom
+from bigjax import memory, metrics, schema
+from bigjax.config import Config
 from bigjax.data import batches
 from bigjax.data.core import Batch
 from bigjax.durations import Duration
@@ -42,6 +42,7 @@ from bigjax.train.model_flops import model_flops
 from bigjax.train.preemption import Stop, stop_requests
 from bigjax.train.profiling import Tracer
 from bigjax.train.progress import Progress, final_table, logging_to, progress
+from bigjax.train.start import first_state
 from bigjax.train.state import TrainState
 from bigjax.train.watchdog import Beat, watchdog
 from bigjax.train.witness import witness
@@ -89,7 +90,7 @@ def train(
             checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints,
         ):
             began = time.perf_counter()
-            state, restored = _first_state(run, checkpoints)
+            state, restored = first_state(run, checkpoints)
             restoring = 0.0 if restored is None else time.perf_counter() - began
             profiling.check_steps(profiled, restored or 0, run.total_steps)
             sinks = (
@@ -307,43 +308,6 @@ def _work(run: Run) -> tuple[Work, str]:
     tokens = run.splits.spec.tokens
     tokens = None if tokens is None else size * tokens
     return Work(size, tokens, flops.a_step, kind, run.mesh.size), flops.formula
-
-
-def _first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
-    """The latest checkpoint and its step, or a fresh state (perhaps with another run's weights)."""
-    if hosts.leads():
-        checkpoint.sweep(checkpoints)
-    step = checkpoint.latest_good(checkpoints)
-    if step is not None:
-        state = checkpoint.restore(checkpoints, step, run.abstract)
-        log.info('resuming from step %d of %d', step, run.total_steps)
-        return state, step
-    source = run.config.init_from
-    if source is not None and source.whole:
-        state, step = checkpoint.branch(source, run.abstract)
-        log.info('going on from step %d of %s', step, source.run)
-        return state, step
-    state = run.init()
-    if source is not None:
-        state = run.restart(state, _initial_params(run, source, state.params))
-    return state, None
-
-
-def _initial_params(run: Run, source: InitFrom, params: Any) -> Any:
-    """`params` with those of another run, or of the hub. Raises: ConfigError, CheckpointError."""
-    tokenizer = run.splits.tokenizer
-    if interop.is_pretrained(source.run):
-        pretrained = interop.open_pretrained(source.run)
-        interop.require_tokens(pretrained, tokenizer)
-        params, fresh = interop.read_params(pretrained, params, source.leaves)
-    else:
-        place = Path(source.run) / folder.TOKENIZER
-        if tokenizer is not None and place.is_dir():
-            folder.require_tokenizer(place, tokenizer)
-        params, fresh = checkpoint.init_params(source, params)
-    for line in fresh:
-        log.info('init_from left fresh: %s', line)
-    return params
 
 
 def _stream(run: Run, start: int) -> Generator[Batch, None, None]:

@@ -36,13 +36,11 @@ def comparer(mesh: Mesh, params: Any) -> Callable[[Any], list[str]]:
     def compare(params: Any) -> list[str]:
         now = jax.tree.leaves(params)
         found = np.asarray(function([now[i] for i in copied]))
-        lines = [
-            _difference(mesh, leaves[i].sharding, leaves[i].shape, words)
-            for i, words in zip(copied, found.T, strict=True)
-        ]
-        return [
-            f'{name}: {line}' for name, line in zip(copied.values(), lines, strict=True) if line
-        ]
+        lines = {
+            name: _difference(mesh, leaves[i].sharding, leaves[i].shape, words)
+            for (i, name), words in zip(copied.items(), found.T, strict=True)
+        }
+        return [f'{name}: {line}' for name, line in lines.items() if line]
 
     return compare
 

@@ -50,7 +50,7 @@ def fill(disk, leaving):
 @pytest.fixture
 def untouched(monkeypatch):
     """Nothing may be compiled."""
-    monkeypatch.setattr(loop, '_first_state', lambda *_: pytest.fail('it went on to the state'))
+    monkeypatch.setattr(loop, 'first_state', lambda *_: pytest.fail('it went on to the state'))
 
 
 def fill_at_step_3(monkeypatch, disk, leaving, saved):
