@@ -91,7 +91,7 @@ def test_all_fields_of_the_base_grow():
     found = coordinates.widened(a_config('cnn', 'mup'), (8, 16))
     assert [config.model.options['channels'] for config in found.values()] == [[8, 8], [16, 16]]
     assert [config.model.options['dense'] for config in found.values()] == [[8], [16]]
-    assert list(coordinates.widened(a_config('resnet', 'mup'))) == [2, 4, 8, 16]
+    assert list(coordinates.widened(a_config('resnet', 'mup'))) == [4, 8, 16, 32]
 
 
 @pytest.mark.parametrize(
