@@ -141,7 +141,7 @@ def _add_checks(command: Command, config: argparse.ArgumentParser) -> None:
         'coord-check', commands.coord_check, 'do activations move alike at any size?', config
     )
     sizes = coordinates.add_mutually_exclusive_group()
-    help = '1, 2, 4 and 8 times the base of config.parametrization unless given'
+    help = '2, 4, 8 and 16 times the base of config.parametrization unless given'
     sizes.add_argument('--widths', type=_integers, default=(), metavar='N,N,...', help=help)
     help = 'of config.model.layers; compares what the last block and the read-out give'
     sizes.add_argument('--depths', type=_integers, default=(), metavar='N,N,...', help=help)
