@@ -22,6 +22,9 @@ from bigjax.train import lock
 from bigjax.train.progress import SPLITS, by_split, duration, number
 from bigjax.train.writers import METRICS, columns, replace_file
 
+LEGEND = 60
+"""Letters of a line of it; runs that take more to tell apart have the names of their folders."""
+
 
 def ls(folder: Path, console: Console) -> None:
     """A line a run: those of a study's ledger, or else all below `folder`. Raises: DataError."""
@@ -92,7 +95,8 @@ def grouped(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], list[str]]:
         groups.setdefault(settings, []).append(run)
     named = {}
     for group in groups.values():
-        name = label(flatten(group[0].config), keys) or group[0].name
+        name = label(flatten(group[0].config), keys)
+        name = name if 0 < len(name) <= LEGEND else group[0].name
         named[name if name not in named else f'{name} ({group[0].name})'] = group
     return named, keys
 

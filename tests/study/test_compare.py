@@ -103,6 +103,18 @@ def test_runs_that_differ_in_seed_alone_are_a_group(study):
     }
 
 
+def test_runs_that_hardly_agree_have_the_names_of_their_folders(tmp_path):
+    for name, widths in (('a', (8,)), ('b', tuple(range(40, 80)))):
+        (tmp_path / name).mkdir()
+        model = {'name': 'mlp', 'widths': widths}
+        config = schema.to_dict(resolve({**CONFIG, 'model': model}))
+        (tmp_path / name / 'config.json').write_text(json.dumps(config))
+        with Writer(tmp_path / name) as writer:
+            writer.metrics(1, {'train/loss': 1.0})
+    groups, _ = compare.grouped([report.read(tmp_path / name) for name in 'ab'])
+    assert list(groups) == ['widths=[8]', 'b']
+
+
 def test_a_band_goes_from_the_lowest_to_the_highest():
     one = np.array([0, 10, 20]), np.array([3.0, 2.0, 1.0])
     other = np.array([0, 5, 10]), np.array([5.0, 5.0, np.nan])
