@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from bigjax import cli, seals
+from bigjax.config import CheckpointConfig
 from bigjax.errors import CheckpointError, Diverged
 from bigjax.train import checkpoint, folder, manifest
 from bigjax.train.build import Run, build
@@ -198,3 +199,11 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, config, monkeypatch
         train(config, tmp_path)
     assert error.value.exit_code == 70
     assert good(tmp_path, config) == 2
+
+
+def test_weights_lie_uncompressed(tmp_path):
+    """Zeros, of which compression would leave nothing."""
+    config = CheckpointConfig(keep=1)
+    with checkpoint.open_checkpoints(tmp_path, config) as checkpoints:
+        checkpoint.save_params(checkpoints, {'kernel': jnp.zeros((500, 500))})
+    assert sum(path.stat().st_size for path in tmp_path.rglob('*') if path.is_file()) > 1_000_000
